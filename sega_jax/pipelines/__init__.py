@@ -1,1 +1,1 @@
-"""Pipelines: loading a checkpoint, checking the arguments of a call, running it, and returning its pictures."""
+"""Pipelines, which load a checkpoint, check the arguments of a call, run the call and return its pictures."""

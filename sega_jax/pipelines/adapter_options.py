@@ -1,4 +1,4 @@
-"""The options for LoRAs and new words: checking, storage in plans and tables, and the form that `load` takes."""
+"""Classes that check the options for LoRAs and new words, and convert them for plans, tables and `load`."""
 
 import os
 from collections.abc import Mapping
@@ -14,15 +14,15 @@ Pairs = tuple[tuple[Any, Any], ...]
 
 
 class Files(Kind):
-    """An option whose values map files to scales, or words to files.
+    """An option whose value maps files to scales, or words to files.
 
-    Plans and tables store each value as a tuple of pairs, which is empty if there are no files.
+    In plans and tables, each value is stored as a tuple of pairs, which is empty if there are no files.
     """
 
     of_files = True
 
     def check_one(self, name: str, value: Any) -> Pairs:
-        """Returns a value as pairs, without reading its files.
+        """Converts a value to pairs without reading the files.
 
         Raises:
             TypeError, ValueError: The value has the wrong type, or a scale is not a finite number.
@@ -33,7 +33,7 @@ class Files(Kind):
         return ", ".join(self.words(self.shortened(value))) or "none"
 
     def shortened(self, pairs: Pairs) -> Pairs:
-        """Returns the pairs with file names instead of paths."""
+        """Returns the pairs, with each path shortened to the file's name."""
         raise NotImplementedError
 
     def files(self, value: Any) -> list[str]:
@@ -55,11 +55,11 @@ class Files(Kind):
         raise NotImplementedError
 
     def given(self, pairs: Pairs) -> Any:
-        """Converts pairs to the form that `sega_jax.load` takes."""
+        """Converts pairs to the form that `sega_jax.load` accepts."""
         return dict(pairs)
 
     def words(self, pairs: Pairs) -> list[str]:
-        """Returns the pairs in the form in which they are written on the command line."""
+        """Formats pairs as they are written on the command line."""
         raise NotImplementedError
 
     def cells(self, name: str, value: Any) -> dict[str, Any]:
@@ -89,7 +89,7 @@ class Loras(Files):
         return pair[0]
 
     def located(self, name: str, value: Any, folder: Path) -> Pairs:
-        """Returns the pairs with each folder or hub repository replaced by the LoRA file in it, which is fetched."""
+        """Converts a value to pairs, with the LoRA files that its folders and hub repositories contain."""
         pairs = self.pairs(name, value)
         try:
             return tuple((pinned(path, folder), scale) for path, scale in pairs)
@@ -104,7 +104,7 @@ class Loras(Files):
 
 
 class NewWords(Files):
-    """Words learned by textual inversion, as pairs (word, path); the word is None if the file names it."""
+    """Textual-inversion embeddings, as pairs (word, path); the word is None if the file specifies it."""
 
     noun = "{word: file}, or a file that names its word"
 

@@ -1,4 +1,4 @@
-"""Functions that add LoRAs and textual-inversion words to a pipeline's networks."""
+"""Functions that add LoRAs and textual-inversion embeddings to a pipeline's networks."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,27 +26,28 @@ def merge_lora(models: M, lora: str | Path | Mapping[str | Path, float]) -> M:
     are supported, too (`sega_jax.weights.lora_forms`, `lora_products`). Sums are computed in float32 and rounded once.
     `models` itself does not change, so keep it if you want to undo the merge.
 
-    At scale 1, the result equals that of LyCORIS, peft and diffusers' `fuse_lora`, with two exceptions: diffusers
-    0.42.1 loses some alphas that differ between layers, and LyCORIS 4.1.3 merges LoHa and LoKr with (alpha / r)^2,
-    although it trains them with alpha / r (used here). At other scales, DoRA and BOFT differ, too: peft scales DoRA's
-    product before it sets the norms, and LyCORIS scales the norms or each rotation. Here, scale 0 changes nothing.
+    At scale 1, the result is the same as with LyCORIS, peft and diffusers' `fuse_lora`, with two exceptions. diffusers
+    0.42.1 loses some alphas that differ between layers. LyCORIS 4.1.3 merges LoHa and LoKr with (alpha / r)^2, although
+    it trains them with alpha / r, which is used here. At other scales, DoRA and BOFT differ, too: peft scales DoRA's
+    product before it sets the norms, and LyCORIS scales the norms or each rotation. Here, scale 0 leaves the weights
+    unchanged.
 
     Args:
         models: The networks of a pipeline (`pipe.models`) of Stable Diffusion or another family with LoRA support.
         lora: A LoRA file, a folder with one, or a name on the hub ("owner/name" or
             "owner/name@revision/path/to/file.safetensors"), which is merged at scale 1. For other scales or several
             LoRAs, give {file: scale} with finite scales. Files are .safetensors, .bin, .pt, .pth or .ckpt; code in
-            them is never run. A layer without an alpha in the file has alpha r.
+            them is never run. If the file has no alpha for a layer, alpha is r.
 
     Returns:
         New networks of the same type, in the dtypes of `models`.
 
     Raises:
-        TypeError: `models` belongs to no pipeline with LoRA support, or `lora` is neither a path nor {path: scale}.
+        TypeError: `models` are not from a pipeline with LoRA support, or `lora` is neither a path nor a mapping.
         ValueError: A scale is not a finite number.
-        CheckpointError: A file is missing or broken, contains tensors that belong to no LoRA or to no layer of these
-            networks, has tensors of the wrong shape (the error lists the first ones), or was made for a different
-            family, which the error names; or a sum overflows the dtype of the weights.
+        CheckpointError: A file is missing or broken, contains tensors that are not part of a LoRA or do not fit any
+            layer of the networks, has tensors of the wrong shape (the message lists the first ones), or was trained for
+            a different family (the message names it); or a sum overflows the dtype of the weights.
 
     Example:
         >>> import pathlib, tempfile
@@ -73,7 +74,7 @@ def merge_lora(models: M, lora: str | Path | Mapping[str | Path, float]) -> M:
 
 
 def lora_changes(models: Any, lora: str | Path | Mapping[str | Path, float]) -> list[Change]:
-    """Reads the weight changes of LoRAs without applying them; `sega_jax.weights.lora.merged` applies them.
+    """Reads LoRAs' weight changes without applying them, which `sega_jax.weights.lora.merged` does.
 
     Args:
         models: The networks, loaded or with shapes as parameters (`jax.ShapeDtypeStruct`).
@@ -93,18 +94,19 @@ def lora_changes(models: Any, lora: str | Path | Mapping[str | Path, float]) -> 
 
 
 def add_words(models: M, tokenizer: T, words: str | Path | Mapping[str, str | Path]) -> tuple[M, T]:
-    """Adds words learned by textual inversion to a pipeline's networks and tokenizer.
+    """Adds textual-inversion embeddings, as new words, to a pipeline's networks and tokenizer.
 
         pipe.models, pipe.tokenizer = add_words(pipe.models, pipe.tokenizer, {"<cat-toy>": "cat.safetensors"})
 
     `models` and `tokenizer` themselves do not change. Token ids and vectors equal those of diffusers'
     `load_textual_inversion`. A word with several vectors becomes the tokens `<cat-toy>`, `<cat-toy>_1`, ...; in prompts
     and concepts, write it only once. If the config of Stable Diffusion XL's second text encoder has `eos_token_id` 2,
-    as published, its text is pooled at the token with the largest id. As in diffusers, this is then the new word.
+    as in the published checkpoint, that encoder pools at the token with the largest id. As in diffusers, this is then
+    the new word's token.
 
     Args:
         models, tokenizer: The networks and tokenizer of a Stable Diffusion pipeline (`pipe.models`, `pipe.tokenizer`).
-        words: {word: file}, or one file that names its word. Files are .safetensors, .bin or .pt; code in them is
+        words: {word: file}, or one file that specifies its word. Files are .safetensors, .bin or .pt; code in them is
             never run.
 
     Returns:
@@ -114,8 +116,8 @@ def add_words(models: M, tokenizer: T, words: str | Path | Mapping[str, str | Pa
         TypeError: `models` or `tokenizer` does not belong to a Stable Diffusion pipeline, or `words` is neither a path
             nor {word: path}.
         ValueError: The tokenizer already has a word, or a word contains spaces or special tokens.
-        CheckpointError: A file is missing, broken or malicious, is no textual inversion, or was made for different text
-            encoders.
+        CheckpointError: A file is missing, broken or malicious, contains no textual-inversion embeddings, or was
+            trained for different text encoders.
 
     Example:
         >>> import pathlib, tempfile
@@ -134,7 +136,7 @@ def add_words(models: M, tokenizer: T, words: str | Path | Mapping[str, str | Pa
 
 
 def with_adapters(models: M, tokenizer: Any, lora: Any = None, words: Any = None) -> tuple[M, Any]:
-    """Adds LoRAs and new words to a pipeline's networks and tokenizer, as `sega_jax.load` does; None adds nothing.
+    """Adds LoRAs and new words to a pipeline's networks and tokenizer, as `sega_jax.load` does.
 
     Raises:
         TypeError, ValueError, CheckpointError: As for `merge_lora` and `add_words`.
@@ -145,7 +147,7 @@ def with_adapters(models: M, tokenizer: Any, lora: Any = None, words: Any = None
 
 
 def extended_tokenizer(models: Any, tokenizer: Any, words: str | Path | Mapping[str, str | Path]) -> Any:
-    """Adds the words of `add_words` only to the tokenizer.
+    """Does what `add_words` does to the tokenizer, but not to the networks.
 
     Args:
         models: The networks, loaded or with shapes as parameters (`jax.ShapeDtypeStruct`).
@@ -158,7 +160,7 @@ def extended_tokenizer(models: Any, tokenizer: Any, words: str | Path | Mapping[
 
 
 def new_words(models: Any, tokenizer: Any, words: str | Path | Mapping[str, str | Path]) -> list[Word]:
-    """Reads new words without adding them; `sega_jax.weights.textual_inversion.added` adds them.
+    """Reads new words without adding them, which `sega_jax.weights.textual_inversion.added` does.
 
     Args:
         models: The networks, loaded or with shapes as parameters (`jax.ShapeDtypeStruct`).

@@ -1,4 +1,4 @@
-"""Preparation of a call's batch: checks the arguments and spreads them over the rows, one row for each picture."""
+"""Prepares a call's batch: checks the arguments and spreads them over the rows, one row for each picture."""
 
 import dataclasses
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -21,22 +21,22 @@ from sega_jax.systems.call import Call
 from sega_jax.systems.conditioning import Text, check_rows
 from sega_jax.systems.diffusion import cast
 
-Words = str | Text  # words, or text conditioning with one row
+Words = str | Text  # a string, or text conditioning with one row
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Batch:
-    """The checked arguments of a call, with one row for each picture. All pictures of the first prompt come first."""
+    """The checked arguments of a call, with one row for each picture. The first prompt's pictures come first."""
 
     prompts: list[Words]
     negatives: list[Words]
     edits: list[tuple[Edit, ...]]
     reading: Mapping[str, Any]  # options for encoding prompts and concepts, such as `clip_skip`
     negative_reading: Mapping[str, Any]  # options for encoding negative prompts
-    seeds: list[int] | None  # None if the call has a key
+    seeds: list[int] | None  # None if the call was given a key instead
     x: np.ndarray | None  # the initial state in the loop's dtype; None draws it
-    picture: np.ndarray | None  # the picture to start from, [rows, height, width, 3] in [-1, 1]
-    picture_noise: np.ndarray | None  # noise [rows, *shape] for sampling the picture's latents; None draws it
+    picture: np.ndarray | None  # the pictures to start from, [rows, height, width, 3] in [-1, 1]
+    picture_noise: np.ndarray | None  # noise [rows, *shape] for sampling the pictures' latents; None draws it
     shape: tuple[int, int, int]  # the (height, width, channels) of a row's predictions
     table: Any  # the schedule, with one line for each model call
     settings: Settings
@@ -62,7 +62,7 @@ class Batch:
         return len(self.table.call)
 
     def select(self, rows: Sequence[int]) -> "Batch":
-        """Returns a batch of the rows with these indices, which may repeat."""
+        """Returns a batch of the rows with the given indices, which may be repeated."""
         index = np.array(rows)
 
         def pick(values):
@@ -82,10 +82,11 @@ class Batch:
 
 
 def prepare(call: Call, pipe: LoadedCheckpoint) -> Batch:
-    """Checks a call's arguments against the checkpoint and spreads them over the rows of a batch.
+    """Checks that a call's arguments fit the checkpoint, and spreads them over the rows of a batch.
 
     Raises:
-        TypeError, ValueError: An argument does not fit the others or the checkpoint. Raised before any model runs.
+        TypeError, ValueError: An argument does not fit another argument or the checkpoint. Raised before any model
+            runs.
     """
     system, check = pipe.system, partial(_checked, pipe)
     reading = {name: one for name, one in arguments(type(call)).items() if one.of_text}
@@ -160,7 +161,10 @@ def prepare(call: Call, pipe: LoadedCheckpoint) -> Batch:
 
 
 class Spread:
-    """Spreads values over the rows of a batch: a value for a prompt is repeated for each of its pictures."""
+    """A function that spreads values over the rows of a batch.
+
+    A prompt's value is repeated for each of its pictures.
+    """
 
     def __init__(self, prompts: int, images_per_prompt: int):
         self.prompts, self.count = prompts, images_per_prompt
@@ -180,7 +184,7 @@ class Spread:
         raise ValueError(f"{name} has {len(values)} entries, expected {self.prompts}, one for each prompt{pictures}")
 
     def numbers(self, name: str, value: Any) -> np.ndarray:
-        """Returns one number for each row, given a list or one number for all rows."""
+        """Returns one number for each row, given a list of numbers, or one number for all rows."""
         return np.asarray(self(name, value)) if isinstance(value, list) else np.full(self.total, value)
 
 
@@ -276,16 +280,16 @@ def _replay(replay: np.ndarray | None, rows: int, shape: tuple[int, int, int], d
             " a first axis of 1 is shared by all pictures"
         )
     replay = np.broadcast_to(cast("replay", replay, dtype), (rows, *replay.shape[1:]))
-    # Zero padding does not change the result, and lets records of several lengths share a compiled program.
+    # Padding with zeros does not change the result, but lets records of different lengths share a compiled program.
     return np.pad(replay, ((0, 0), (0, -replay.shape[1] % CHUNK), (0, 0), (0, 0), (0, 0)))
 
 
 def _with_noise(settings: Settings, call: Call, pipe: LoadedCheckpoint, setup: Setup) -> Settings:
-    """Adds the user's noise to the settings.
+    """Returns the settings with the user's noise, if there is any.
 
     Raises:
-        TypeError, ValueError: The noise has the wrong shape, or the solver uses no noise. The latter is a warning if
-            `strict` is false.
+        TypeError, ValueError: The noise has the wrong shape, or the solver uses no noise. In the latter case, only a
+            warning is emitted if `strict` is false.
     """
     if not setup.draws:
         what = "record_noise=True" if call.noise is None else "noise"
@@ -299,7 +303,7 @@ def _with_noise(settings: Settings, call: Call, pipe: LoadedCheckpoint, setup: S
 
 
 def _noise(noise: Any, pipe: LoadedCheckpoint, settings: Settings, setup: Setup) -> Any:
-    """Converts the user's noise to the structure of the family's own noise, with arrays [rows, calls, ...]."""
+    """Converts the user's noise to the family's structure: a pytree of arrays [rows, calls, ...]."""
     sampler, rows, calls = pipe.system.sampler, len(settings.key), len(setup.table.call)
 
     def draw(networks, x, call):
@@ -320,7 +324,7 @@ def _noise(noise: Any, pipe: LoadedCheckpoint, settings: Settings, setup: Setup)
         if array.shape != shape:
             raise ValueError(f"{name} has shape {array.shape}, expected {shape} (calls, pictures, height, width, ...)")
         array = np.swapaxes(cast(name, array, one.dtype), 0, 1)
-        # No call reads this padding. It lets several numbers of calls share a compiled program.
+        # No call reads this padding. It lets different numbers of calls share a compiled program.
         arrays.append(np.pad(array, ((0, 0), (0, -calls % CHUNK), *[(0, 0)] * (array.ndim - 2))))
     return jax.tree.unflatten(structure, arrays)
 
@@ -338,8 +342,8 @@ def _seeds(seed: Any, total: int) -> list[int]:
     return [check_int("seed", seed, 0, top - total + 1) + i for i in range(total)]
 
 
-# The generator is fixed, so that a seed gives the same picture under every JAX setting. With other generators, a row's
-# noise would also depend on its neighbours when it is drawn for several rows at once.
+# The random generator is fixed, so that a seed gives the same picture whatever JAX's settings. With other generators, a
+# row's noise would also depend on the other rows that are drawn at the same time.
 _IMPLEMENTATION = "threefry2x32"
 
 

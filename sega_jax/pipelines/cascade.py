@@ -1,4 +1,4 @@
-"""Cascades: a first stage generates pictures, later stages enlarge them, and shared texts are encoded once.
+"""Cascades, in which a first stage generates pictures and later stages enlarge them. Shared texts are encoded once.
 
 DeepFloyd-IF's stages make pictures with sides of 64, 256 and 1024 pixels. A family that can be a first stage lists the
 later stages in `System.stages`.
@@ -31,9 +31,9 @@ from sega_jax.systems.registry import CHECKER, check_adapters, starting_systems
 from sega_jax.text.files import CheckpointError
 
 FIRST = "stage1"
-# These arguments say how edits act together. The command line and sweeps set them once for all stages.
+# These arguments determine how edits are combined. The command line and sweeps set them once for all stages.
 SHARED = ("momentum_scale", "momentum_beta", "semantics", "support")
-# The cascade itself sets these arguments of every stage.
+# The cascade sets these arguments itself, so users cannot set them for a stage.
 _OWN = {"prompt", "negative_prompt", "images_per_prompt", "seed", "key", "image", "output", "strict"}
 
 
@@ -46,7 +46,7 @@ class Stage(NamedTuple):
 
 @dataclasses.dataclass
 class CascadeOutput(Output):
-    """The last stage's output. `finite` covers all stages, and `stages` maps each stage's name to its output."""
+    """The last stage's output. `finite` is combined over all stages; `stages` maps each stage's name to its output."""
 
     stages: dict[str, Output] = dataclasses.field(default_factory=dict)
 
@@ -55,7 +55,7 @@ class Cascade:
     """A chain of stages, each of which enlarges the pictures of the previous one. `load_cascade` creates it.
 
     Args:
-        encode: Encodes a list of n texts as the first stage's text conditioning, with n rows.
+        encode: A function that encodes a list of n strings as the first stage's text conditioning, with n rows.
         stages: {name: stage}, in the order in which the stages run.
 
     Example:
@@ -93,13 +93,12 @@ class Cascade:
 
         Args:
             prompt, edits, negative_prompt, images_per_prompt, seed, key, output, strict: As for `Pipeline`, but all
-                texts are words. All stages use the same seeds, and a stage that is called alone gives the same result.
+                texts must be strings. All stages use the same seeds, and calling a stage alone gives the same result.
             edited: The names of the stages that the edits guide. The same warm-up or scale acts differently in each
-                stage. If the arguments of a stage include `edits`, these are used there instead.
-            clean: Whether to clean words like DeepFloyd-IF's training captions (`sega_jax.text.caption_cleaning`,
+                stage. If a stage's own arguments include `edits`, that stage uses these instead.
+            clean: Whether to clean texts as DeepFloyd-IF's training captions were (`sega_jax.text.caption_cleaning`,
                 which needs the extra "if"), in all stages that share the first stage's text encoder.
-            stages: For a stage's name, the other arguments of its `Pipeline` call, such as
-                stage2={"steps": 20, "noise_level": 100}.
+            stages: Other arguments for the `Pipeline` calls of the stages, by stage name: stage2={"steps": 20}.
 
         Raises:
             TypeError, ValueError: An argument is invalid for a stage. Raised before any model runs.
@@ -134,7 +133,7 @@ class Cascade:
             return self._run(self._read(self._fit(calls), clean), output)
 
     def _fit(self, calls: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """Checks the calls of all stages, and adds each stage's picture size to its call."""
+        """Checks the calls of all stages, and adds the picture size to each stage's call."""
         size, fitted = None, {}
         for name, call in calls.items():
             outline = self.stages[name].outline
@@ -150,7 +149,7 @@ class Cascade:
         return fitted
 
     def _read(self, calls: dict[str, dict[str, Any]], clean: bool) -> dict[str, dict[str, Any]]:
-        """Encodes the words of all stages that share the first stage's text encoder."""
+        """Encodes the strings in the calls of all stages that share the first stage's text encoder."""
         text_type = self.stages[FIRST].outline.system.text.type
         shared = {name: call for name, call in calls.items() if self.stages[name].outline.system.text.type is text_type}
         read = _clean if clean else str
@@ -176,7 +175,7 @@ class Cascade:
             if name != list(self.stages)[-1]:
                 images = outputs[name].images
                 assert isinstance(images, np.ndarray)
-                # Later stages get a grey picture instead of one that is not finite. The result omits it anyway.
+                # Pictures that are not finite become grey for the later stages. The result omits them anyway.
                 picture = np.where(finite[:, None, None, None], images, 0.5)
         last = outputs[name]
         return CascadeOutput(
@@ -203,23 +202,23 @@ def load_cascade(
 ) -> Cascade:
     """Loads DeepFloyd-IF's cascade, or only its first stages, as a `Cascade`.
 
-    In bfloat16, IF-I-XL takes 8.6 GB, IF-II-L 2.5 GB and their text encoder T5-XXL 9.5 GB.
+    In bfloat16, IF-I-XL takes up 8.6 GB, IF-II-L 2.5 GB and their text encoder T5-XXL 9.5 GB.
 
     Args:
         stage1, stage2, upscaler: The checkpoints, as for `load`: DeepFloyd-IF's first and second stage, and Stable
             Diffusion's x4 upscaler. The second stage uses the first stage's text encoder.
-        further: {stage name: checkpoint}, for cascades of other families, whose `System.stages` lists the names.
+        further: {stage name: checkpoint}, for cascades of other families. `System.stages` lists the stage names.
         low_memory: Whether calls load each network only when it is needed and free it afterwards.
         dtype, variant, devices, attention: As for `load`, for all stages.
         revisions: {stage name: the branch, tag or commit of the checkpoint on the hub}.
         schedulers: {stage name: replacement for the checkpoint's scheduler}.
-        loras, textual_inversions: {stage name: the option `lora` or `textual_inversion` of `load`}. If a LoRA changes
-            the first stage's text encoder, the texts of the second stage change, too.
+        loras, textual_inversions: {stage name: the option `lora` or `textual_inversion` of `load`}. A LoRA that changes
+            the first stage's text encoder also affects the second stage's text conditioning.
         safety_checker: As for `load`, for the x4 upscaler; DeepFloyd-IF's own checker is not supported.
 
     Raises:
-        CheckpointError: A checkpoint does not belong to its stage (raised before any weights are fetched), or the
-            stages need text embeddings of different widths; or as for `load`.
+        CheckpointError: A checkpoint is not of the kind that its stage needs (raised before any weights are fetched),
+            or the stages need text embeddings of different widths; or as for `load`.
         ValueError: A stage is missing, unknown, or does not support an adapter; or as for `load`.
 
     Example:
@@ -241,7 +240,7 @@ def load_cascade(
     _check_names({f"{option}s": of for option, of in adapters.items()}, checkpoints)
     schedulers = {name: checked_scheduler(scheduler) for name, scheduler in schedulers.items()}
     with collected():
-        # Every model_index.json is fetched and checked first, because fetching weights may take hours.
+        # First, all model_index.json files are fetched and checked, because fetching weights may take hours.
         sources = {name: find(source, revisions.get(name)) for name, source in checkpoints.items()}
         _check_stages(sources, safety_checker)
         sources = {name: sources[name] for name in (FIRST, *sources[FIRST].system.stages) if name in sources}
@@ -271,7 +270,7 @@ def _check_names(options: Mapping[str, Mapping[str, Any]], stages: Mapping[str, 
 
 
 def _check_stages(sources: Mapping[str, Source], safety_checker: Any) -> None:
-    """Checks that the checkpoints are the stages of one cascade; raises CheckpointError if they are not."""
+    """Checks that the checkpoints are the stages of one cascade; raises a CheckpointError if they are not."""
     first = sources[FIRST]
     if not first.system.stages:
         starts = " or ".join(system.title for system in starting_systems())
@@ -302,7 +301,7 @@ def _stages(
     safety_checker: Any,
     low_memory: bool,
 ) -> dict[str, Stage]:
-    """Loads the stages. With `low_memory`, it creates only outlines, which check arguments."""
+    """Loads the stages. With `low_memory`, it only creates outlines, which check arguments but have no weights."""
     text = sources[FIRST].system.text.type
     stages: dict[str, Stage] = {}
     folders: dict[str, Path] = {}
@@ -317,7 +316,7 @@ def _stages(
     for name, folder in folders.items():
         shares = name != FIRST and sources[name].system.text.type is text
         keeps_text = not shares and not (name == FIRST and low_memory)
-        # The second stage's texts come from the first stage's text encoder, which `low_memory` loads separately.
+        # The first stage's text encoder also encodes the second stage's texts. `low_memory` loads it separately.
         without_text = partial(loading.load, text_encoder=False) if shares else part_loading.load_without_text
         load = partial(
             loading.load if keeps_text else without_text,
@@ -347,7 +346,7 @@ def _loaded(pipe: Pipeline) -> Stage:
 
 
 def _outline(folder: Path, scheduler: Any, dtype: np.dtype, devices: Devices, keeps_text: bool) -> Pipeline:
-    """Returns a pipeline that only checks arguments; the parameters of its networks are only shapes."""
+    """Returns a pipeline that can only check arguments; its networks have shapes instead of parameters."""
     replaced = {} if keeps_text else {"text_encoder": None}
     parts = loading.describe(folder, scheduler=scheduler, safety_checker=False, replaced=replaced)
     models = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), parts.models)
@@ -361,7 +360,7 @@ def _are_words(value: Any) -> bool:
 
 
 def _replaced(call: Mapping[str, Any], read: Callable[[str], Any]) -> dict[str, Any]:
-    """Applies `read` to all words of a call; a missing negative prompt counts as the empty text."""
+    """Applies `read` to all strings of a call; a missing negative prompt is treated as the empty text."""
 
     def one(value: Any) -> Any:
         if isinstance(value, str):
@@ -387,13 +386,13 @@ def _words(call: Mapping[str, Any]) -> list[str]:
 
 
 def _clean(words: str) -> str:
-    from sega_jax.text import caption_cleaning  # needs the libraries of the extra "if"
+    from sega_jax.text import caption_cleaning  # requires the libraries of the extra "if"
 
     return caption_cleaning.clean(words) if words else words
 
 
 def _without(images: Any, bad: np.ndarray, output: str) -> Any:
-    """Replaces the pictures marked as bad by None, black or NaN, depending on the output format."""
+    """Replaces pictures that are marked as bad by None, black or NaN, depending on the output format."""
     if output == "pil":
         return [None if wrong else image for image, wrong in zip(images, bad, strict=True)]
     return np.where(bad[:, None, None, None], np.zeros((), images.dtype) if output == "uint8" else np.nan, images)

@@ -1,4 +1,4 @@
-"""Checks and conversions for replacements of a checkpoint's scheduler and networks."""
+"""Functions that check and convert replacements for a checkpoint's scheduler and networks."""
 
 import os
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ def as_scheduler(value: Any, config: Mapping[str, Any] | None = None) -> Schedul
             raise ValueError(
                 f"scheduler={value!r} is only a class name, and there is no previous config with betas; give a config"
             )
-        # Options at the old class's defaults were not chosen by anyone, so the new class's defaults replace them.
+        # Options left at the old class's defaults are dropped, so that the new class's defaults apply.
         config = of_torch(config)
         defaults = config.get("_use_default_values") or []
         taken = {key: option for key, option in config.items() if key not in (*defaults, "_use_default_values")}
@@ -67,14 +67,14 @@ def as_scheduler(value: Any, config: Mapping[str, Any] | None = None) -> Schedul
 
 
 def check_training(name: str, own: Mapping[str, Any] | None) -> None:
-    """Checks that a scheduler class assumes the same kind of training as the checkpoint's scheduler.
+    """Checks that a scheduler class is meant for models trained in the same way as the checkpoint's.
 
     Args:
         name: The name of the scheduler class.
         own: The config of the checkpoint's scheduler; None if the checkpoint has none.
 
     Raises:
-        ValueError: The two classes assume different kinds of training.
+        ValueError: The two classes are meant for differently trained models.
     """
     before = None if own is None else own.get("_class_name")
     if before not in FAMILIES or (training := FAMILIES[before].training) == FAMILIES[name].training:
@@ -87,11 +87,11 @@ def check_training(name: str, own: Mapping[str, Any] | None) -> None:
 
 
 def checked_scheduler(value: Any) -> Any:
-    """Checks the option `scheduler` before the checkpoint is known.
+    """Checks the option `scheduler` as far as possible without the checkpoint.
 
     Returns:
-        The value itself for None and for classes and their names, which need the config of the checkpoint's scheduler;
-        otherwise the `Scheduler`.
+        The value itself if it is None, a class or a class's name, because these need the config of the checkpoint's
+        scheduler; otherwise the `Scheduler`.
 
     Raises:
         TypeError, ValueError, CheckpointError: As for `as_scheduler`.

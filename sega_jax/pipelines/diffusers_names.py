@@ -1,8 +1,8 @@
-"""Advice on what to write instead of diffusers' names of arguments, attributes and methods."""
+"""Advice on what to write instead of the arguments, attributes and methods of diffusers."""
 
 _MADE_BY = "write pipe = sega_jax.load(source"
 _COMPUTES = "it configures torch; leave it out"
-# Arguments of pipeline calls.
+# {argument of a diffusers pipeline call: advice}
 ARGUMENTS = {
     "num_inference_steps": "write steps",
     "timesteps": "write steps, which also accepts descending timesteps",
@@ -47,7 +47,7 @@ ARGUMENTS = {
     "mask_image": "inpainting is not supported; leave it out",
     "torch_dtype": "pass dtype to sega_jax.load",
 }
-# Attributes of pipeline objects.
+# {attribute of a diffusers pipeline: advice}
 ATTRIBUTES = {
     "to": f"{_MADE_BY}, dtype=..., devices=...)",
     "save_pretrained": "write pipe.save(folder)",
@@ -73,12 +73,12 @@ ATTRIBUTES = {
     "text_encoder_2": "write pipe.models.text_encoder_2",
     "from_pipe": "write sega_jax.Pipeline(**pipe.components)",
 }
-# Class methods that create a pipeline.
+# {class method that creates a diffusers pipeline: advice}
 LOADERS = {"from_pretrained": f"{_MADE_BY})", "from_single_file": f"{_MADE_BY}, tokenizer=folder)"}
 
 
 def attribute(name: str) -> str | None:
-    """Returns what to write instead of an attribute of diffusers pipelines; None for other names."""
+    """Returns advice on what to write instead of a diffusers pipeline's attribute, or None for other names."""
     if name in ATTRIBUTES:
         return ATTRIBUTES[name]
     return _COMPUTES if name.startswith(("enable_", "disable_")) else None

@@ -1,4 +1,4 @@
-"""The options of `load`, and their defaults that depend on the devices."""
+"""The options of `load`, and functions that choose defaults depending on the devices."""
 
 import dataclasses
 import os
@@ -23,14 +23,14 @@ from sega_jax.pipelines.safety import Safety
 PREDICTIONS = ("epsilon", "v_prediction")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 ATTENTIONS = ("xla", "cudnn", "pallas")
-# The options whose files change a checkpoint's networks.
+# The options whose files modify a checkpoint's networks.
 ADAPTERS = ("lora", "textual_inversion")
-# The demo model that is part of the package.
+# The folder of the demo model that comes with the package.
 DEMO = Path(__file__).parents[1] / "demo" / "checkpoint"
 
 
 class Location(Kind):
-    """Paths of folders or files, and names on the hub."""
+    """The path of a folder or file, or a name on the hub."""
 
     noun = "a path, or owner/name on the hub"
 
@@ -41,7 +41,7 @@ class Location(Kind):
 
 
 class Revision(Words):
-    """Branches, tags and commits of a repository."""
+    """A branch, tag or commit of a repository."""
 
     noun = "a branch, tag or commit"
 
@@ -102,7 +102,7 @@ class DevicesChoice(Kind):
 
 
 class TokenizerChoice(Kind):
-    """A tokenizer from another pipeline, or its folder. The family checks the type later."""
+    """A tokenizer from another pipeline, or a tokenizer's folder. The family checks the type later."""
 
     noun = "another pipeline's tokenizer (`pipe.tokenizer`), or the folder of one"
 
@@ -113,7 +113,7 @@ class TokenizerChoice(Kind):
 
 
 class NetworkChoice(Kind):
-    """A network from another pipeline, or its files. The family checks the type later."""
+    """A network from another pipeline, or a network's files. The family checks the type later."""
 
     noun = (
         "a folder with config.json and weights, a weight file with diffusers' or the original names, owner/name on the"
@@ -251,7 +251,7 @@ class LoadOptions:
 
     @property
     def replaced(self) -> dict[str, Any]:
-        """The networks that replace the checkpoint's, as {name: network}."""
+        """The networks to use instead of the checkpoint's, as {name: network}."""
         names = ("text_encoder", "text_encoder_2", "unet", "vae")
         named = {name: getattr(self, name) for name in names}
         return {name: value for name, value in named.items() if value is not None} | dict(self.networks or {})
@@ -292,7 +292,7 @@ def pick_dtype(dtype: DTypeLike | None, devices: Devices) -> np.dtype:
         raise ValueError(
             f"dtype={dtype!r} should be one of {', '.join(DTYPES[:3])}, or None for the devices' default{hint}"
         )
-    # mypy does not know this option, because JAX adds its options at run time.
+    # mypy does not recognise this option, because JAX defines its options at run time.
     if name == "float64" and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         raise ValueError("dtype='float64' needs 64-bit JAX; call jax.config.update('jax_enable_x64', True) first")
     return jnp.dtype(dtype)
@@ -304,15 +304,15 @@ def whole_dtype(name: str) -> str:
 
 
 def _is_ampere(device: jax.Device) -> bool:
-    """Returns whether a device is an NVIDIA GPU with compute capability 8.0 or more (bfloat16 and flash kernels)."""
+    """Returns whether a device is an NVIDIA GPU with compute capability 8.0 or more, for bfloat16 and flash kernels."""
     try:
         return device.platform == "gpu" and float(device.compute_capability) >= 8
-    except (AttributeError, ValueError):  # other vendors' GPUs report the name of an architecture
+    except (AttributeError, ValueError):  # other vendors' GPUs have the name of an architecture here
         return False
 
 
 def pick_attention(attention: str | None, dtype: np.dtype, devices: Devices) -> str:
-    """Returns the implementation of attention; None means the best one for the devices and the dtype.
+    """Returns the implementation of attention to use; None means the best one for the devices and the dtype.
 
     Raises:
         ValueError: The implementation is unknown, or does not support the devices or the dtype.

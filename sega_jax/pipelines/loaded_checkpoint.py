@@ -19,23 +19,23 @@ from sega_jax.systems.base import System
 
 
 class LoadedCheckpoint:
-    """The components of a pipeline, with the compiled programs and cached embeddings that its calls share.
+    """The components of a pipeline, and the compiled programs and cached embeddings that its calls share.
 
     Args:
         system: The family of the checkpoint.
         models: The networks, in the family's NamedTuple.
-        tokenizer: The tokenizer or tokenizers; None if all texts are embeddings.
-        scheduler: The schedule and solver; None for a family with its own schedule.
+        tokenizer: The tokenizer or tokenizers; None if all texts will be passed as embeddings.
+        scheduler: The schedule and solver; None for a family that defines its own schedule.
         devices: The devices that share the rows of a batch; None means all devices of this host.
         safety: The checkpoint's safety checker; `pipe.safety = None` turns it off.
-        extras: Further settings of the checkpoint, in the family's NamedTuple. For SDXL, this includes whether a
+        extras: Further settings of the checkpoint, in the family's NamedTuple. For SDXL, these include whether a
             missing negative prompt means all zeros.
 
     Raises:
-        TypeError, ValueError: A component belongs to a different family, or components do not fit together.
+        TypeError, ValueError: A component belongs to a different family, or the components do not fit together.
     """
 
-    source: str | None = None  # the checkpoint's name or path; None if it was not loaded from one
+    source: str | None = None  # the checkpoint's name or path; None if the pipeline was not loaded from a checkpoint
 
     def __init__(
         self,
@@ -97,7 +97,10 @@ class LoadedCheckpoint:
         return copied
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Returns a pipeline with copied networks. The copies share the arrays, because arrays are immutable."""
+        """Returns a pipeline with copied networks.
+
+        The copies share their arrays with the originals, because arrays are immutable.
+        """
         copied = self.__copy__()
         memo[id(self)] = copied
         copied.models = jax.tree.map(lambda leaf: leaf, self.models)
@@ -138,7 +141,7 @@ class LoadedCheckpoint:
 
     @property
     def dtype(self) -> np.dtype:
-        """The dtype of the denoising network, which the other networks usually share."""
+        """The dtype of the denoising network. The other networks usually have the same dtype."""
         return self._dtype
 
     @property
@@ -148,10 +151,10 @@ class LoadedCheckpoint:
 
     @property
     def scheduler(self) -> Scheduler | None:
-        """The scheduler; None for a family with its own schedule.
+        """The scheduler; None for a family that defines its own schedule.
 
-        Assign a diffusers class name, which adopts the options of the previous scheduler; a config; a folder with one;
-        or a `Scheduler`. Most changes of the scheduler need no recompilation.
+        To change it, assign a `Scheduler`, a config, a folder with a config, or the name of a diffusers class, which
+        adopts the options of the previous scheduler. Most changes of the scheduler need no recompilation.
         """
         return self._scheduler
 

@@ -1,4 +1,4 @@
-"""Loading of checkpoints: `resolve` finds the files, `describe` reads configs, and `fill_pipeline` reads weights."""
+"""Loads checkpoints: `resolve` finds the files, `describe` reads the configs, and `fill_pipeline` reads the weights."""
 
 import os
 from collections.abc import Mapping
@@ -41,7 +41,7 @@ def load(options: LoadOptions) -> Pipeline:
     supported; a warning says that its pictures are neither checked nor watermarked.
 
     Returns:
-        The pipeline. Call it with a prompt and edits to make pictures.
+        The pipeline. Call it with a prompt and edits to generate pictures.
 
     Raises:
         FileNotFoundError: The folder or file does not exist.
@@ -76,20 +76,20 @@ def load(options: LoadOptions) -> Pipeline:
 
 
 class Resolved(NamedTuple):
-    """The location of a checkpoint and the settings for loading it."""
+    """The location of a checkpoint, and the settings to load it with."""
 
     source: Source
-    folder: Path  # contains all needed files
+    folder: Path  # the folder that contains all needed files
     devices: Devices
     dtype: np.dtype
     attention: str
     replaced: Mapping[str, Any]  # {name: network that replaces the checkpoint's, or None to omit it}
     alone: Mapping[str, NetworkSource]  # {name: files of a network that replaces the checkpoint's}
-    tokenizer: Any  # replaces the checkpoint's tokenizer; None keeps it
+    tokenizer: Any  # a replacement for the checkpoint's tokenizer; None keeps the checkpoint's
 
     @property
     def configs(self) -> dict[str, Any]:
-        """The configs that come with the files in `alone`, as {name: config}."""
+        """The configs that are stored next to the files in `alone`, as {name: config}."""
         return {part: one.config for part, one in self.alone.items() if one.config is not None}
 
 
@@ -115,7 +115,7 @@ def resolve(options: LoadOptions) -> Resolved:
     omits_readers = bool(readers) and all(part in replaced and replaced[part] is None for part in readers)
     needs_tokenizer = options.tokenizer is None and not omits_readers
     without = [*replaced, *alone, *([] if options.safety_checker is True else [CHECKER])]
-    # A weight file without a config uses the checkpoint's config.
+    # For a weight file without a config, the checkpoint's config is used.
     configs_of = [part for part, network in alone.items() if network.config is None]
     if missing := [part for part in configs_of if part not in source.parts or not source.has_config(part)]:
         raise CheckpointError(
@@ -136,11 +136,11 @@ def resolve(options: LoadOptions) -> Resolved:
 def _replaced(
     replacements: Mapping[str, Any], system: System, variant: str | None
 ) -> tuple[dict[str, Any], dict[str, NetworkSource]]:
-    """Separates replacements that are networks (or None, to omit one) from those that are files to read.
+    """Separates replacements into networks (or None, to omit one) and files to read.
 
     Raises:
-        TypeError, ValueError, FileNotFoundError, CheckpointError: A replacement is neither a network nor its files, or
-            the family has no network of this name.
+        TypeError, ValueError, FileNotFoundError, CheckpointError: A replacement is neither a network nor the files of
+            one, or the family has no network with that name.
     """
     networks, file = system.checkpoint.networks, system.checkpoint.single_file
     replaced: dict[str, Any] = {}
@@ -159,7 +159,7 @@ def _replaced(
 
 
 class Description(NamedTuple):
-    """The contents of a checkpoint's folder without the weights. The networks' parameters are only shapes."""
+    """The contents of a checkpoint's folder, without the weights. The networks have shapes instead of parameters."""
 
     system: System
     models: Any
@@ -183,7 +183,7 @@ def describe(
     safety_checker: bool | Safety | None = True,
     replaced: Mapping[str, Any] = MappingProxyType({}),
 ) -> Description:
-    """Reads the configs of a checkpoint, without its weights.
+    """Reads a checkpoint's configs, but not its weights.
 
     Args:
         folder: The checkpoint's folder.
@@ -191,8 +191,8 @@ def describe(
         replaced: {name: network or config that replaces the checkpoint's, or None to omit it}.
 
     Raises:
-        CheckpointError: A file is missing, broken, or describes something that is not supported.
-        TypeError, ValueError: The scheduler is invalid, or does not suit the checkpoint.
+        CheckpointError: A file is missing, broken, or describes an unsupported component.
+        TypeError, ValueError: The scheduler is invalid or does not fit the checkpoint.
     """
     system, index = recognise(folder, replaced), read_json(folder / "model_index.json")
     checkpoint = system.checkpoint
@@ -259,7 +259,7 @@ def fill_pipeline(options: LoadOptions, resolved: Resolved, description: Descrip
             networks[part] = resolved.devices.place(module)
         else:
             weights, file_declarations = _opened(options, resolved, part, module)
-            if module is sampled:  # other networks' files may declare options for a UNet that is not used
+            if module is sampled:  # files of other networks may declare options for a UNet that is not loaded
                 declarations = file_declarations
             networks[part] = filled(weights, module, resolved.dtype, resolved.devices)
     safety = description.safety and description.safety._replace(checker=networks.pop(CHECKER))
@@ -273,7 +273,7 @@ def fill_pipeline(options: LoadOptions, resolved: Resolved, description: Descrip
 
 
 def _opened(options: LoadOptions, resolved: Resolved, part: str, module: Any) -> tuple[Weights, dict[str, Any]]:
-    """Opens a network's weights. Returns them and the scheduler options that their file declares."""
+    """Opens a network's weights, and returns them with the scheduler options that their file declares."""
     network, source = resolved.alone.get(part), resolved.source
     if network is None:
         weights = source.weights(part, module, options.variant, ema=options.ema)
@@ -287,7 +287,7 @@ def _opened(options: LoadOptions, resolved: Resolved, part: str, module: Any) ->
 def _scheduler(
     options: LoadOptions, source: str | Path, scheduler: schedules.Scheduler, declared: dict[str, Any]
 ) -> schedules.Scheduler:
-    """Applies scheduler options from the user, or otherwise from the weight files. Warns if the two contradict."""
+    """Applies scheduler options from the user or, failing that, from the weight files; warns if the two disagree."""
     contradicted = {}
     if isinstance(options.scheduler, schedules.Scheduler):
         # The user passed a complete config, which takes precedence over the files.
@@ -304,7 +304,7 @@ def _scheduler(
         return scheduler
     config = scheduler.config | declared
     if defaults := config.get("_use_default_values"):
-        # These values were chosen by the user or the file, so a different scheduler class must adopt them.
+        # The user or the file chose these values, so a different scheduler class must adopt them.
         config["_use_default_values"] = [name for name in defaults if name not in declared]
     return schedules.from_config(config, strict=False)
 

@@ -1,4 +1,4 @@
-"""Warnings that are collected during a call and emitted once, located at the user's line that called the library."""
+"""Collects warnings during a call and emits each once, pointing to the line of the user's code that made the call."""
 
 import os
 import sys
@@ -23,9 +23,9 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 
 @contextmanager
 def collected() -> Iterator[None]:
-    """Emits each distinct warning of a block once, when the block ends, even if it raises. Nested blocks emit nothing.
+    """Emits each distinct warning of a block once, when the outermost block ends, even if the block raises an error.
 
-    A thread belongs to the block of the thread that started it if it runs in a copy of that thread's context
+    Warnings from other threads are collected, too, if these threads run in a copy of this thread's context
     (`contextvars.copy_context`).
     """
     if _collected.get() is not None:
@@ -43,7 +43,7 @@ def collected() -> Iterator[None]:
 
 @contextmanager
 def muted() -> Iterator[None]:
-    """Drops the warnings of a block."""
+    """Suppresses the warnings of a block."""
     token = _collected.set({})
     try:
         yield

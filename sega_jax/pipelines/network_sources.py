@@ -1,4 +1,4 @@
-"""Finding single networks outside the checkpoint, such as a better autoencoder or a distilled UNet."""
+"""Finds single networks outside the checkpoint, such as a better autoencoder or a distilled UNet."""
 
 import glob
 import os
@@ -22,9 +22,9 @@ _CONFIG = "config.json"
 class NetworkSource(NamedTuple):
     """The location of one network's weights."""
 
-    config: Mapping[str, Any] | None  # None if the checkpoint's config is to be used
-    open: Callable[[Any], Weights]  # opens the weights for a network whose parameters are only shapes
-    variant: str | None = None  # the variant of the weights
+    config: Mapping[str, Any] | None  # the network's config; None to use the checkpoint's
+    open: Callable[[Any], Weights]  # opens the weights, given a network with shapes instead of parameters
+    variant: str | None = None  # the variant of the weights that was found
     file: Path | None = None  # the weight file; None for a folder
 
 
@@ -43,12 +43,12 @@ def find_network(
             original repository's tensor names; or a name on the hub, "owner/name", "owner/name/folder" or
             "owner/name/file".
         network: The family's description of the network.
-        originals: The layouts in which single files may store the network.
+        originals: The original repositories' layouts in which single files may contain the network.
         variant: The preferred variant of the weights; if it does not exist, weights without a variant are used.
 
     Raises:
         FileNotFoundError: The file or folder does not exist.
-        ValueError: The source is a web address that is not a model's page on the hub.
+        ValueError: The source is a web address, but not of a model's page on the hub.
         CheckpointError: The source does not contain the network, or cannot be fetched.
     """
     where = Path(os.path.expanduser(source))
@@ -66,7 +66,7 @@ def find_network(
             f"{part}={str(source)!r} is neither a file nor a folder; give one that contains the network, or a name on"
             " the hub"
         )
-    # If the weight file has any other name, the config next to it may belong to a different network.
+    # If the weight file has another name, the config next to it may belong to a different network.
     has_config = where.name.startswith(network.stem) and (where.parent / _CONFIG).is_file()
     config = _config(where.parent, network) if has_config else None
     return NetworkSource(config, partial(open_network, where, part, originals), file=where)
@@ -90,13 +90,13 @@ def _opened(folder: Path, stem: str, variant: str | None, module: Any) -> Weight
 
 
 def _fetched(part: str, address: hub.Address, network: Network, variant: str | None) -> Path:
-    """Fetches a network from its own repository or from a checkpoint's, and returns its local folder."""
+    """Fetches a network from its own repository or a checkpoint's repository, and returns the local folder."""
     folders = [address.path] if address.path else ["", part]
     configs = [str(Path(folder) / _CONFIG) for folder in folders]
     snapshot = hub.fetch(address.repository, configs, address.revision)
     for folder, config in zip(folders, configs, strict=True):
         if (snapshot / config).is_file():
-            # This checks the network's class before its large weights are fetched.
+            # The network's class is checked before its large weights are fetched.
             _config(snapshot / folder, network)
             fetch_weights(address.repository, snapshot.name, {folder: network.stem}, variant)
             return snapshot / folder
@@ -107,7 +107,7 @@ def _config(folder: Path, network: Network) -> dict[str, Any]:
     """Reads a network's config and checks its class.
 
     Raises:
-        CheckpointError: The config is missing or broken, or belongs to a different class of network.
+        CheckpointError: The config is missing or broken, or belongs to a network of a different class.
     """
     config = read_json(folder / _CONFIG)
     architectures = config.get("architectures")
@@ -120,9 +120,9 @@ def _config(folder: Path, network: Network) -> dict[str, Any]:
 
 
 def open_network(path: Path, part: str, originals: Sequence[Original], module: Any) -> Weights:
-    """Opens a network's weights in a file that may contain other tensors, too.
+    """Opens a network's weights in a file that may also contain other tensors.
 
-    The tensors have diffusers' or the original repository's names, with any prefix.
+    The tensors may have diffusers' or the original repository's names, with any prefix.
 
     Args:
         path: The weight file.
@@ -130,22 +130,22 @@ def open_network(path: Path, part: str, originals: Sequence[Original], module: A
         module: The network; only the shapes of its parameters are used.
 
     Raises:
-        CheckpointError: The file is broken, contains none of the network's names, or contains several networks that fit
-            equally well.
+        CheckpointError: The file is broken, contains no tensor with one of the network's names, or contains several
+            networks that fit equally well.
     """
     tensors = opened(path)
     candidates = [
         _Candidate(prefix, None, *_count(tensors, module, prefix)) for prefix in _prefixes(tensors, leaves(module))
     ]
     family_prefixes = {original.start for original in originals}
-    for original in {one.names: one for one in originals}.values():  # some originals differ only in their prefix
+    for original in {one.names: one for one in originals}.values():  # some original layouts differ only in their prefix
         for start in _prefixes(tensors, original.names(module).values()) | family_prefixes:
             moved = original._replace(start=start)
             candidates.append(_Candidate(start, moved, 0, _overlap(moved, tensors, module), start in family_prefixes))
     best = max(candidate.rank for candidate in candidates)
     chosen = [candidate for candidate in candidates if candidate.rank == best]
     if all(one.original is None for one in chosen):
-        # If the module itself strips a prefix, the candidates with and without this prefix read the same tensors.
+        # If the module itself strips a prefix, the candidates with and without that prefix refer to the same tensors.
         distinct = {_keys(tensors, module, one.prefix): one for one in chosen}
         chosen = list(distinct.values())
     if not best[0] or len(chosen) > 1:
@@ -168,40 +168,40 @@ def open_network(path: Path, part: str, originals: Sequence[Original], module: A
 
 
 class _Candidate(NamedTuple):
-    """A possible way to read a network from a file: a prefix and a naming scheme."""
+    """A possible way to read a network from a file, with a certain prefix and naming scheme."""
 
     prefix: str
     original: Original | None  # the original layout with this prefix; None for diffusers' names
     fitting: int  # the number of parameters with matching shapes, counted only for diffusers' names
     named: int  # the number of parameters with matching names
-    own: bool = False  # whether the family's own files have this prefix
+    own: bool = False  # whether the family's own files use this prefix
 
     @property
     def rank(self) -> tuple[bool, bool, int, bool, bool, bool]:
-        """The sort key; the best candidate comes last: names and shapes, the family's prefix, no moving average."""
+        """The sort key, which puts the best candidate last: names, shapes, the family's prefix, no moving average."""
         diffusers_names, moving_average = self.original is None, "ema" in self.prefix
         fits = self.fitting > 0 or (self.named > 0 and not diffusers_names)
         return (self.named > 0, fits, self.fitting or self.named, self.own, not moving_average, diffusers_names)
 
 
 def _prefixes(tensors: Tensors, names: Iterable[str]) -> set[str]:
-    """Returns the prefixes under which a network's names occur in a file, and the empty prefix."""
+    """Returns the prefixes with which a network's tensor names occur in a file, and the empty prefix."""
     sample = next((name for name in names if "[" not in name), "")
     return {key.removesuffix(sample) for key in tensors.shapes if sample and key.endswith(sample)} | {""}
 
 
 def _keys(tensors: Tensors, module: Any, prefix: str) -> frozenset[str]:
-    """Returns the tensors in a file that are a network's parameters, with diffusers' names after a prefix."""
+    """Selects a network's parameters from a file in which they have diffusers' names after a prefix."""
     names = leaves(module)
     keys = (key for key in tensors.shapes if key.startswith(prefix))
     return frozenset(key for key in keys if module.rename(key.removeprefix(prefix)) in names)
 
 
 def _count(tensors: Tensors, module: Any, prefix: str) -> tuple[int, int]:
-    """Counts a network's parameters in a file that have diffusers' names after a prefix.
+    """Counts a network's parameters in a file in which they have diffusers' names after a prefix.
 
     Returns:
-        The number of parameters with matching shapes, and the number of all parameters.
+        The number of parameters with matching shapes, and the number with matching names.
     """
     shapes = leaves(module)
     known = {module.rename(key.removeprefix(prefix)): tensors.shapes[key] for key in _keys(tensors, module, prefix)}
@@ -209,6 +209,6 @@ def _count(tensors: Tensors, module: Any, prefix: str) -> tuple[int, int]:
 
 
 def _overlap(original: Original, tensors: Tensors, module: Any) -> int:
-    """Counts a network's tensors that a file has under the original names."""
+    """Counts a network's tensors that a file contains under their original names."""
     names = {name.partition("[")[0] for name in original.full_names(module).values()}
     return len({original.full_name(key, module) for key in tensors.shapes} & names)

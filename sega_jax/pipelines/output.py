@@ -9,27 +9,27 @@ from sega_jax.systems.base import Record
 
 
 def is_finite(states: np.ndarray) -> np.ndarray:
-    """Returns bool [rows]: whether a row of latents is finite, or a row of tokens has no -1."""
+    """Returns bool [rows]: for latents, whether each row is finite; for tokens, whether it contains no -1."""
     entries = np.isfinite(states) & (states > -1 if states.dtype.kind == "i" else True)
     return entries.reshape(len(states), -1).all(1)
 
 
 @dataclasses.dataclass
 class Output:
-    """The pictures of a call and information about them. All pictures of the first prompt come first.
+    """The pictures of a call, and information about them. The first prompt's pictures come first.
 
     Attributes:
-        images: One entry for each picture. The argument `output` determines the form: a list of Pillow images;
-            a uint8 or float32 array [pictures, height, width, 3], with floats in [0, 1]; float32 latents [pictures,
+        images: One entry for each picture, in the form that the argument `output` selects: a list of Pillow images; a
+            uint8 or float32 array [pictures, height, width, 3], with floats in [0, 1]; float32 latents [pictures,
             height / f, width / f, channels], which are pixels in [-1, 1] for DeepFloyd-IF; or Paella's int32 tokens
-            [pictures, height / f, width / f], where f is the checkpoint's downsampling factor. A picture that is not
-            finite is None, black (uint8), NaN, or -1 (tokens). A flagged picture is black.
-        finite: bool [pictures], False for pictures with NaN or infinity. The call also emits a warning.
-        seeds: The integer seed of each picture; None if the call had a key.
+            [pictures, height / f, width / f]. Here, f is the checkpoint's downsampling factor. In place of a picture
+            that is not finite, there is None, black (uint8), NaN, or -1 (tokens). A flagged picture is black.
+        finite: bool [pictures], False for pictures with NaN or infinity, about which the call also warns.
+        seeds: The integer seed of each picture; None if the call was given a key instead.
         record: With `record=True`, the predictions and semantic guidance of every model call, arrays [pictures, calls,
             ...]; otherwise None. With `record_noise=True`, its `noise` is the noise that the solver drew, [calls,
             pictures, ...], in the form that the argument `noise` takes.
-        flagged: bool [pictures], True for pictures that the safety checker flagged. The call also emits a warning.
+        flagged: bool [pictures], True for pictures that the safety checker flagged, about which the call also warns.
             None if the pipeline has no safety checker, and for latents and tokens, which are not checked.
 
     Example:

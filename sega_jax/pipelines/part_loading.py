@@ -1,4 +1,4 @@
-"""Separate loading of a checkpoint's text encoders, which the stages of a cascade share, and its other networks."""
+"""Loads a checkpoint's text encoders, which the stages of a cascade share, separately from its other networks."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -33,10 +33,10 @@ def load_text(
 
     Args:
         source, dtype, variant, devices: As for `load`.
-        lora: As for `load`; only the part for the text encoders is merged.
+        lora: As for `load`, but only the part for the text encoders is merged.
 
     Returns:
-        A function that encodes a list of words as the family's text conditioning.
+        A function that encodes a list of strings as the family's text conditioning.
 
     Raises:
         CheckpointError: The checkpoint has no text encoder; or as for `load`.
@@ -85,7 +85,7 @@ def load_readers(
     check_reads(checkpoint)
     reader = checkpoint.system.text
     others = [part for part in checkpoint.system.checkpoint.networks if part not in reader.parts]
-    # The configs of all networks are needed to check that they fit together.
+    # The configs of all networks are needed to check that the networks fit together.
     folder = checkpoint.fetch(variant, without=[CHECKER], configs_of=others)
     description = describe(folder, tokenizer=checkpoint.vocabulary(), safety_checker=False)
     readers = {part: module for part, module in description.networks.items() if part in reader.parts}
@@ -102,7 +102,7 @@ def load_readers(
 def load_without_text(
     source: str | Path, *, lora: str | Path | Mapping[str | Path, float] | None = None, **options: Any
 ) -> Pipeline:
-    """Loads a checkpoint without its text encoder. A LoRA's part for the text encoder is left to `load_text`.
+    """Loads a checkpoint without its text encoder. `load_text` merges a LoRA's part for the text encoder.
 
     Args:
         source, lora, options: As for `load`.
@@ -124,7 +124,7 @@ def check_adapter_files(folder: Path, has_text_encoder: bool, lora: Any, textual
 
     Args:
         folder: The checkpoint's folder.
-        has_text_encoder: Whether the folder has the text encoder.
+        has_text_encoder: Whether the folder contains the text encoder.
         lora, textual_inversion: As for `load`.
 
     Raises:

@@ -1,8 +1,8 @@
-"""The class `Pipeline`, which makes pictures of prompts.
+"""The class `Pipeline`, which generates pictures from prompts.
 
-A call passes through `Pipeline.__call__` (turns arguments into a `Call`, then into a `Batch`), `run.run` (encodes
-texts, runs the schedule in chunks, decodes pictures), `programs.advance` (compiled) and `method.sample.sample` (the
-sampling loop).
+A call passes through these functions: `Pipeline.__call__` turns the arguments into a `Call`, then into a `Batch`;
+`run.run` encodes texts, runs the schedule in chunks and decodes pictures; `programs.advance` is the compiled program;
+and `method.sample.sample` is the sampling loop.
 """
 
 import inspect
@@ -29,21 +29,21 @@ from sega_jax.systems.sizes import state_shape
 
 
 class Pipeline(LoadedCheckpoint):
-    """A loaded checkpoint of any family, which makes pictures when it is called with a prompt and edits.
+    """A loaded checkpoint of any family, which generates pictures when called with a prompt and edits.
 
     Create one with `sega_jax.load`. `help(type(pipe).__call__)` lists the arguments of a call for the pipeline's
     family, and `sega_jax.Output` describes the result.
 
     The sampling program is compiled once for each combination of batch size, picture size, number of concepts,
-    semantics, support and recording: at the first such call, or in advance by `compile`. Changing prompts, seeds or
-    settings never recompiles. The devices share the pictures of a batch, so request at least as many pictures as there
-    are devices.
+    semantics, support and recording, either at the first such call or in advance by `compile`. Changing prompts, seeds
+    or settings never triggers a recompilation. The pictures of a batch are distributed over the devices, so request at
+    least as many pictures as there are devices.
 
-    `Pipeline(system, ...)` creates a pipeline from components, such as those of another pipeline (`pipe.components`);
-    see `LoadedCheckpoint`. The new object belongs to a subclass whose call takes the family's arguments.
+    `Pipeline(system, ...)` creates a pipeline from components, such as another pipeline's (`pipe.components`); see
+    `LoadedCheckpoint`. The result is an instance of a subclass whose calls take the family's arguments.
 
     Raises:
-        TypeError, ValueError: A component belongs to a different family, or components do not fit together.
+        TypeError, ValueError: A component belongs to a different family, or the components do not fit together.
 
     Example:
         >>> import sega_jax
@@ -69,7 +69,7 @@ class Pipeline(LoadedCheckpoint):
         return super().__new__(cls)
 
     def __call__(self, *args: Any, **arguments: Any) -> Output:
-        """Makes pictures of the prompts, guided by the edits.
+        """Generates pictures from the prompts, guided by the edits.
 
         The arguments depend on the family; `help(type(pipe).__call__)` lists them. The arguments that all families
         share (`sega_jax.Call`) include prompt, edits, negative_prompt, images_per_prompt, seed, steps, guidance_scale,
@@ -86,7 +86,7 @@ class Pipeline(LoadedCheckpoint):
         )
 
     def _call(self, call: Call) -> Output:
-        """Makes pictures of the prompts, guided by the edits.
+        """Generates pictures from the prompts, guided by the edits.
 
         Returns:
             The pictures and information about them, one entry for each picture.
@@ -101,13 +101,13 @@ class Pipeline(LoadedCheckpoint):
     def _compile(self, call: Call) -> Compiled:
         """Compiles all programs for calls with these arguments, without generating pictures.
 
-        Later calls with the same shapes need no compilation, whatever their words and numbers. For Paella, the length
-        of the longest text must be the same, too.
+        Later calls with the same shapes need no compilation, even if their texts and numbers differ. For Paella, the
+        length of the longest text must be the same, too.
 
-        A model call need not predict a concept that has no effect on it in any row: after the concept's cool-down, or
-        before its warm-up if it has no momentum. Each smaller number of concepts needs its own program, which takes as
-        long to compile. So pipelines skip predictions only if this method compiled these programs. The results then
-        differ only by rounding.
+        A model call can skip a concept that has no effect in any row: after its cool-down or, without momentum, before
+        the end of its warm-up. Each smaller number of concepts needs a program of its own, which takes as long to
+        compile. Therefore, pipelines skip concepts only if this method has compiled the programs. Skipping changes the
+        results only by rounding.
 
         Returns:
             The programs, each with its compilation time in seconds and its temporary memory in bytes.
@@ -125,7 +125,7 @@ class Pipeline(LoadedCheckpoint):
         )
 
     def prepare(self, *args: Any, **arguments: Any) -> Batch:
-        """Checks the arguments of a call without running it, and returns its batch.
+        """Checks the arguments of a call without running it, and returns the call's batch.
 
         Raises:
             TypeError, ValueError: As for a call.
@@ -135,31 +135,32 @@ class Pipeline(LoadedCheckpoint):
             return prepare(self.system.call(*args, **arguments), self)
 
     def as_function(self, *args: Any, **arguments: Any) -> PureCall:
-        """Returns a pure function of arrays that does the same as a call, and its arguments, for research and export.
+        """Returns a pure function of arrays that does the same as a call, and the function's arguments.
 
             function, arguments = pipe.as_function("a cat", Edit("glasses"), steps=20)
             pictures = jax.jit(function)(**arguments)  # float32 [pictures, height, width, 3] in [0, 1]
 
-        The function is `sega_jax.systems.programs.generate`; `jax.jit` and `jax.export` work for every family. Its
-        pictures equal those of the call up to rounding, but no safety checker examines them. On CPUs, the default is to
-        predict one row at a time; give `rows_at_once` when you export from a CPU for an accelerator.
+        The function is `sega_jax.systems.programs.generate`, to which `jax.jit` and `jax.export` can be applied for
+        every family. Its pictures equal those of the call up to rounding, but they are not checked by a safety checker.
+        On CPUs, the default is to predict one row at a time; set `rows_at_once` when you export from a CPU for an
+        accelerator.
 
         The settings of the edits are arrays in `arguments["settings"].edits`, such as `scale` [pictures, concepts], so
         the function is differentiable with respect to them. For Paella, which chooses discrete tokens, the gradients
         are zero.
 
         Returns:
-            A named tuple of the function and {name: argument}.
+            A named tuple of the function and its arguments, {name: argument}.
 
         Raises:
-            TypeError, ValueError: As for a call; or the call requests more than pictures.
+            TypeError, ValueError: As for a call; or the call requests results other than pictures.
         """
         batch = self.prepare(*args, **arguments)
         with collected():
             return pure_call(self, batch)
 
     def encode(self, texts: str | Sequence[str], **options: Any) -> Any:
-        """Encodes texts as text conditioning, which may replace words in calls.
+        """Encodes texts as text conditioning, which calls accept in place of strings.
 
         Args:
             texts: A string, or a list of strings.
@@ -220,14 +221,14 @@ class Pipeline(LoadedCheckpoint):
         raise TypeError(f"from_single_file is diffusers' name; {diffusers_names.LOADERS['from_single_file']}")
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
-        """Returns the shape of one picture's sampling state, (height, width, channels).
+        """Returns the shape of a picture's state during sampling, (height, width, channels).
 
         Args:
             height, width: The size of the picture in pixels; None means the checkpoint's default.
 
         Raises:
-            TypeError, ValueError: A size is not a positive multiple of the checkpoint's factor, or is None for a family
-                whose low-resolution picture determines the size.
+            TypeError, ValueError: A size is not a positive multiple of the checkpoint's factor, or is None although the
+                low-resolution picture determines the family's picture size.
         """
         return state_shape(self.system.sampler.sizes(self.models), height, width)
 
@@ -245,14 +246,14 @@ _classes: dict[tuple[type, int], type[Pipeline]] = {}
 
 
 def pipeline_class(base: type[Pipeline], system: System) -> type[Pipeline]:
-    """Returns the subclass of a pipeline class whose call and `compile` take a family's arguments."""
+    """Returns a subclass of the given pipeline class whose call and `compile` take a family's arguments."""
     if (base, id(system)) in _classes:
         return _classes[base, id(system)]
     call_name = f"a call of {system.title}"
     name = "".join(part.capitalize() for part in system.name.split("_"))
     methods = {}
     for public, method in (("__call__", base._call), ("compile", base._compile)):
-        if getattr(base, public) is getattr(Pipeline, public):  # a subclass may override them
+        if getattr(base, public) is getattr(Pipeline, public):  # a subclass may override these methods
             methods[public] = takes(system.call, call_name, _elsewhere)(method)
             methods[public].__name__ = public
             methods[public].__qualname__ = f"{base.__name__}.{public}"

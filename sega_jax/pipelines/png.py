@@ -1,4 +1,4 @@
-"""PNG files that store the settings of their pictures, and sheets of pictures with captions."""
+"""Functions for PNG files that contain their pictures' settings, and for sheets of pictures with captions."""
 
 import io
 import json
@@ -14,12 +14,12 @@ _MARGIN, _FONT = 8, 14
 
 
 def sheet(images: Sequence[Image.Image], captions: Sequence[str], *, columns: int = 4) -> Image.Image:
-    """Arranges pictures of equal size side by side, each above its caption, for notebooks and reports.
+    """Arranges pictures of equal size in a grid, each above its caption, for notebooks and reports.
 
-    Pictures with a side of fewer than 256 pixels are enlarged by an integer factor.
+    Pictures with a side shorter than 256 pixels are enlarged by an integer factor.
 
     Args:
-        images: The pictures, in the order of the sheet.
+        images: The pictures, in reading order.
         captions: One caption for each picture; long captions are wrapped.
         columns: The number of pictures in each row of the sheet.
 
@@ -47,7 +47,7 @@ def sheet(images: Sequence[Image.Image], captions: Sequence[str], *, columns: in
 
 
 def encoded(image: Image.Image, format: str, settings: dict[str, Any]) -> bytes:
-    """Encodes a picture as "png", with the settings, or as lossless "webp", without them."""
+    """Encodes a picture as "png", which includes the settings, or as lossless "webp", which does not."""
     info, file = PngImagePlugin.PngInfo(), io.BytesIO()
     info.add_itxt(_KEY, json.dumps(settings, ensure_ascii=False))
     options = {"pnginfo": info} if format == "png" else {"lossless": True}
@@ -56,7 +56,7 @@ def encoded(image: Image.Image, format: str, settings: dict[str, Any]) -> bytes:
 
 
 def save(image: Image.Image, path: Path, settings: dict[str, Any]) -> None:
-    """Writes a PNG that stores its settings. An existing file is never replaced.
+    """Writes a PNG file that contains the picture's settings. An existing file is never replaced.
 
     Raises:
         FileExistsError: The file exists.
@@ -66,7 +66,7 @@ def save(image: Image.Image, path: Path, settings: dict[str, Any]) -> None:
 
 
 def settings(path: Path) -> dict[str, Any]:
-    """Reads the settings of a PNG that `save` wrote.
+    """Reads the settings from a PNG file written by `save`.
 
     Raises:
         ValueError: The file does not exist, is not a readable picture, or has no readable sega-jax settings.

@@ -1,4 +1,4 @@
-"""Terminal output: progress bars, and for commands, warnings as single lines and errors as messages."""
+"""Terminal output: progress bars, and short warnings and errors for commands."""
 
 import os
 import sys
@@ -22,7 +22,7 @@ def bar(total: int, unit: str, progress: bool | None, **options: Any) -> Any:
         options: Further options for tqdm.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # in notebooks without widgets, tqdm warns and shows a plain bar
+        warnings.simplefilter("ignore")  # in notebooks without widgets, tqdm emits a warning and shows a plain bar
         from tqdm.auto import tqdm
     shown = ("ipykernel" in sys.modules or sys.stderr.isatty()) if progress is None else progress
     return tqdm(**{"total": total, "unit": unit, **options, **_style.get()}, disable=not shown)
@@ -40,7 +40,7 @@ def styled(**options: Any) -> Iterator[None]:
 
 @contextmanager
 def plainly() -> Iterator[None]:
-    """Shows the warnings of a `with` block as single lines, and its errors as messages without a traceback."""
+    """Shows the warnings in a `with` block as single lines, and errors as messages without a traceback."""
     import click  # only needed on the command line
 
     with warnings.catch_warnings():
@@ -54,5 +54,5 @@ def plainly() -> Iterator[None]:
             click.echo("Aborted!", err=True)
             sys.stdout.flush()
             sys.stderr.flush()
-            # A normal exit would crash, because an interrupted compilation still runs in its thread.
+            # A normal exit would crash, because an interrupted compilation is still running in its thread.
             os._exit(130)

@@ -1,4 +1,4 @@
-"""Conversion of a call to a pure function of arrays, for research, gradients and export."""
+"""Converts a call to a pure function of arrays, for research, gradients and export."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,20 +17,20 @@ from sega_jax.systems.call import PICTURES
 
 
 class PureCall(NamedTuple):
-    """A pure function that makes the pictures of a call, and its arguments: `jax.jit(function)(**arguments)`."""
+    """A pure function that generates the pictures of a call, and its arguments: `jax.jit(function)(**arguments)`."""
 
-    function: Callable[..., jax.Array]  # `sega_jax.systems.programs.generate` with its static arguments bound
+    function: Callable[..., jax.Array]  # `sega_jax.systems.programs.generate` with its static arguments already set
     arguments: dict[str, Any]  # models, ids, table, settings, x, picture, picture_noise and text
 
 
 def pure_call(pipe: LoadedCheckpoint, batch: Batch) -> PureCall:
     """Converts a batch to a pure function and its arguments.
 
-    If all prompts and concepts are words and the encoding options have their defaults, the function runs the text
-    encoders on tokens. Otherwise the text conditioning of all branches is an argument.
+    If all prompts and concepts are strings and the encoding options have their defaults, the function takes tokens and
+    runs the text encoders. Otherwise, it takes the text conditioning of all branches.
 
     Raises:
-        ValueError: The call requests more than pictures: a record, a callback, or the final state.
+        ValueError: The call requests something other than pictures: a record, a callback, or the final state.
     """
     unsupported = {
         "record=True": batch.static.record,
@@ -59,7 +59,7 @@ def pure_call(pipe: LoadedCheckpoint, batch: Batch) -> PureCall:
 def _ids_and_text(pipe: LoadedCheckpoint, batch: Batch) -> tuple[Any, Any]:
     """Returns the arguments `ids` and `text` of `generate` for the branches of a batch."""
     rows = branches_of(pipe, batch, batch.n)
-    # A family may represent a missing negative prompt by text conditioning of its own.
+    # A family may represent a missing negative prompt by special text conditioning.
     encoded_negatives = int(all(not isinstance(row[0], str) for row in rows))
     words: list[Any] = [branch for row in rows for branch in row[encoded_negatives:]]
     if any(batch.reading.values()) or not all(isinstance(word, str) for word in words):
@@ -77,7 +77,7 @@ def _ids_and_text(pipe: LoadedCheckpoint, batch: Batch) -> tuple[Any, Any]:
 
 
 def _same_shapes(one: Any, other: Any) -> bool:
-    """Returns whether the rows of two texts have the same shapes."""
+    """Returns whether two texts have rows of the same shapes."""
 
     def shapes(text):
         return [(path, leaf.shape[1:]) for path, leaf in jax.tree_util.tree_leaves_with_path(text)]
@@ -86,7 +86,7 @@ def _same_shapes(one: Any, other: Any) -> bool:
 
 
 def _tokens(pipe: LoadedCheckpoint, words: list[str]) -> Any:
-    """Returns the tokens of the words, a pytree of arrays [words, ...], as the family's reader passes them on."""
+    """Returns the tokens that the family's `TextReader` passes to `encode`, a pytree of arrays [words, ...]."""
     check_reads(pipe, words)
     captured: list[Any] = []
     reader = pipe.system.text

@@ -1,4 +1,4 @@
-"""Saving and loading of concept vectors: recorded guidance that can be added, scaled and replayed on other pictures.
+"""Saves and loads concept vectors: recorded guidance that can be summed, scaled, and replayed on other pictures.
 
 Guidance is a plain array [pictures, calls, height, width, channels], so NumPy's arithmetic applies:
 
@@ -24,14 +24,14 @@ _NAME, _AXES = "sem_guidance", "(pictures, calls, height, width, channels)"
 
 
 def save_guidance(path: str | Path, guidance: Any, about: Mapping[str, str] | None = None) -> None:
-    """Saves recorded guidance to a safetensors file without changing its dtype. An existing file is replaced.
+    """Saves recorded guidance to a safetensors file, keeping its dtype. An existing file is replaced.
 
     Args:
         path: The file to write.
         guidance: A finite floating-point array [pictures, calls, height, width, channels], such as
-            `Output.record.sem_guidance`. In the diffusers interface, the calls are the first axis; convert its guidance
+            `Output.record.sem_guidance`. In the diffusers interface, the first axis is the calls; convert that guidance
             with `np.moveaxis(out.sem_guidance, 1, 0)`.
-        about: Notes to store in the file, such as the prompt and the edit: a mapping of strings to strings.
+        about: Metadata to store in the file, such as the prompt and the edit: a mapping of strings to strings.
 
     Raises:
         TypeError: The guidance is not a floating-point array, or `about` does not map strings to strings.
@@ -64,11 +64,11 @@ def save_guidance(path: str | Path, guidance: Any, about: Mapping[str, str] | No
 
 
 def load_guidance(path: str | Path) -> np.ndarray:
-    """Loads guidance from a file that `save_guidance` wrote.
+    """Loads guidance from a file written by `save_guidance`.
 
     Returns:
-        The array [pictures, calls, height, width, channels], in the dtype in which it was saved. Pass it, or sums and
-        multiples of such arrays, to a call as `replay`.
+        The array [pictures, calls, height, width, channels], in the dtype in which it was saved. Pass it to a call as
+        `replay`; such arrays may be scaled and summed first.
 
     Raises:
         FileNotFoundError: The file does not exist.

@@ -1,4 +1,4 @@
-"""Running a batch: encoding texts, preparing the initial state, running the calls in chunks, and decoding pictures."""
+"""Runs a batch: encodes texts, prepares the initial state, runs the model calls in chunks, and decodes pictures."""
 
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -36,7 +36,7 @@ class PictureWarning(RuntimeWarning, UserWarning):
 
 
 class Begun(NamedTuple):
-    """A batch whose arrays are on the devices, ready for its first model call."""
+    """A batch that is ready for its first model call, with its arrays on the devices."""
 
     batch: Batch
     networks: Flat
@@ -50,7 +50,7 @@ class Begun(NamedTuple):
 class Decoded(NamedTuple):
     """The decoded pictures of a batch, on the devices."""
 
-    images: Any  # uint8 pictures [rows, height, width, 3]; the final states if the call requests these
+    images: Any  # uint8 pictures [rows, height, width, 3], or the final states if the call requests these
     finite: Any = None  # bool [rows]; None for states
     floats: Any = None  # the pictures in [0, 1] if the call requests floats
 
@@ -73,7 +73,7 @@ def run(pipe: LoadedCheckpoint, batch: Batch) -> Output:
 def compile_batch(pipe: LoadedCheckpoint, batch: Batch) -> Compiled:
     """Compiles all programs of a batch without running a model."""
     with pipe.devices.watch() as compiled, muted(), warnings.catch_warnings():
-        # The decoded state is noise, so warnings about it would be meaningless.
+        # Only noise is decoded here, so warnings about the pictures would be meaningless.
         warnings.simplefilter("ignore")
         begun = begin(pipe, batch, branch_texts(pipe, batch, batch.n))
         for concepts in sorted({batch.n, *begun.needed.tolist()}, reverse=True):
@@ -89,7 +89,7 @@ def begin(
     text: Any,
     start: Callable[[LoadedCheckpoint, Batch, Any], Carry] | None = None,
 ) -> Begun:
-    """Places a batch on the devices.
+    """Copies a batch to the devices, and prepares its first model call.
 
     Args:
         pipe: The pipeline.
@@ -98,7 +98,7 @@ def begin(
         start: A function (pipe, batch, settings on the devices) -> the initial carry; None means `start_batch`.
     """
     edits = batch.settings.edits
-    # A record needs the predictions of all concepts.
+    # A record contains the predictions of all concepts.
     if edits is None or not batch.n or batch.static.record:
         needed_concepts = np.full(batch.calls, batch.n)
     else:
@@ -114,7 +114,10 @@ def begin(
 
 
 def start_batch(pipe: LoadedCheckpoint, batch: Batch, settings: Any) -> Carry:
-    """Returns the carry before the first model call: noise, or the picture to start from with noise added."""
+    """Returns the carry before the first model call.
+
+    Its state is noise, or the picture to start from with added noise.
+    """
     sampler, table = pipe.system.sampler, batch.table
     start = partial(
         pipe.devices.map,
@@ -183,10 +186,10 @@ def advance_in_chunks(
 
 
 def fetch_record(pipe: LoadedCheckpoint, record: Record | None, live: int) -> Record | None:
-    """Fetches the record of a chunk's first `live` calls, including the rows that pad each device's share."""
+    """Fetches the record of a chunk's first `live` calls, including the rows that only pad each device's share."""
     if record is None or live > CHUNK // 2:
         return jax.tree.map(lambda leaf: leaf[:, :live], pipe.devices.gather(record))
-    # At least half of the chunk is unused, so calls are fetched one by one.
+    # At least half of the chunk is padding, so its calls are fetched one by one.
     one = pipe.devices.map(programs.recorded_call, (0, None))
     calls = [pipe.devices.gather(one(record, i)) for i in range(live)]
     return jax.tree.map(lambda *leaves: np.stack(leaves, 1), *calls)
@@ -206,20 +209,20 @@ def finish(pipe: LoadedCheckpoint, batch: Batch, x: Any, records: Sequence[Recor
 
 
 def decode(pipe: LoadedCheckpoint, batch: Batch, x: Any) -> Decoded:
-    """Decodes final states to pictures. Does not wait for the devices."""
+    """Decodes final states to pictures, without waiting for the devices."""
     if batch.output not in PICTURES:
         return Decoded(x)
     sampler = pipe.system.sampler
     program = pipe.devices.map(sampler.decode, (None, 0), **batch.decode)
     with enough_memory(x.shape):
         floats, finite = program(sampler.decoder(pipe.models), x)
-        # Converting on the devices is faster, and only a quarter of the bytes must then be fetched.
+        # Converting to uint8 on the devices is faster, and only a quarter of the bytes must then be fetched.
         images = pipe.devices.map(programs.as_bytes, (0, 0))(floats, finite)
     return Decoded(images, finite, floats if batch.output == "float" else None)
 
 
 def fetch(pipe: LoadedCheckpoint, decoded: Decoded, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Fetches the pictures or states of the first `rows` rows, and whether each is finite and flagged."""
+    """Fetches the pictures or states of the first `rows` rows, and whether each is finite and whether it is flagged."""
     with enough_memory(decoded.images.shape):
         images = pipe.devices.gather(decoded.images, rows)
     if decoded.finite is None:

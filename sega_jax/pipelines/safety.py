@@ -15,7 +15,7 @@ from sega_jax.text.files import CheckpointError, read_json
 
 
 class _Config(NamedTuple):
-    """The fields of `preprocessor_config.json`, with transformers' defaults."""
+    """The fields of a `preprocessor_config.json`, with transformers' defaults."""
 
     size: int | dict = 224
     crop_size: int | dict = 224
@@ -34,14 +34,14 @@ _FIXED = dict.fromkeys(_STEPS, (True, None)) | {
 
 
 class FeatureExtractor:
-    """CLIP's preprocessing: resizes the shorter side (with Pillow, bicubic), crops the centre, and normalises.
+    """CLIP's preprocessing: resizes the shorter side (with Pillow's bicubic filter), crops the centre, and normalises.
 
-    It equals transformers' `CLIPImageProcessorPil`, which diffusers uses if torchvision is not installed. torchvision
-    resizes slightly differently.
+    The results equal those of transformers' `CLIPImageProcessorPil`, which diffusers uses if torchvision is not
+    installed. torchvision resizes slightly differently.
 
     Args:
         folder: The folder with `preprocessor_config.json`.
-        image_size: The side, in pixels, of the square pictures that the vision tower takes.
+        image_size: The side length, in pixels, of the square pictures that the vision tower takes.
 
     Raises:
         CheckpointError: The file is missing or broken, or the preprocessing is not supported.
@@ -88,12 +88,12 @@ class FeatureExtractor:
         width, height = (int(self.size * side / min(image.size)) for side in image.size)
         left, top = (width - self.image_size) // 2, (height - self.image_size) // 2
         image = image.resize((width, height), Image.Resampling.BICUBIC)
-        # Outside the picture, Pillow fills the crop with black.
+        # Where the crop extends beyond the picture, Pillow fills it with black.
         return np.asarray(image.crop((left, top, left + self.image_size, top + self.image_size)))
 
 
 def _side(name: str, value: int | dict, *keys: str) -> int:
-    """Reads an option that is one number, or a dict with the same number under each of `keys`."""
+    """Reads an option that is either a number, or a dict with the same number under each of `keys`."""
     sides = value if isinstance(value, dict) else dict.fromkeys(keys, value)
     side = sides.get(keys[0])
     if type(side) is not int or side < 1 or sides != dict.fromkeys(keys, side):
@@ -104,21 +104,21 @@ def _side(name: str, value: int | dict, *keys: str) -> int:
 
 
 class Safety(NamedTuple):
-    """A safety checker with its preprocessing, which keeps a pipeline from showing pictures of certain concepts."""
+    """A safety checker and its preprocessing. A pipeline with it returns no pictures of certain unsafe concepts."""
 
     feature_extractor: FeatureExtractor
     checker: StableDiffusionSafetyChecker
 
 
 def check(safety_checker: StableDiffusionSafetyChecker, pixels: jax.Array) -> jax.Array:
-    """Returns bool [rows], True for preprocessed pictures [rows, side, side, 3] that are flagged."""
+    """Checks preprocessed pictures [rows, side, side, 3], and returns bool [rows], True for those that are flagged."""
     return safety_checker(pixels)
 
 
 def check_pictures(
     safety: Safety | None, devices: Devices, images: np.ndarray, finite: np.ndarray
 ) -> np.ndarray | None:
-    """Returns bool [rows], True for uint8 pictures [rows, height, width, 3] that are flagged.
+    """Checks uint8 pictures [rows, height, width, 3], and returns bool [rows], True for those that are flagged.
 
     Pictures that are not finite are not flagged. Without a safety checker, the result is None.
     """

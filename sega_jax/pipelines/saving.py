@@ -1,4 +1,4 @@
-"""Saving of pipelines as checkpoints in diffusers layout."""
+"""Saves pipelines as checkpoints in diffusers layout."""
 
 import os
 import tempfile
@@ -27,12 +27,12 @@ _CHECKER = Network(
 def save(pipe: LoadedCheckpoint, folder: str | Path, progress: bool | None = None) -> Path:
     """Saves a pipeline as a checkpoint in diffusers layout.
 
-    The checkpoint contains the current networks in their dtypes, including merged LoRAs and added words, and the
-    tokenizers, the scheduler and the safety checker.
+    The checkpoint contains the current networks in their dtypes, with merged LoRAs and added words. It also contains
+    the tokenizers, the scheduler and the safety checker.
 
     Args:
         pipe: The pipeline.
-        folder: A new or empty folder. Its files appear only when all of them are written.
+        folder: A new or empty folder. Its files appear only once all of them have been written.
         progress: Whether to show a progress bar; None shows one in terminals and notebooks.
 
     Returns:
@@ -60,7 +60,7 @@ def save(pipe: LoadedCheckpoint, folder: str | Path, progress: bool | None = Non
 
 
 def _networks(pipe: LoadedCheckpoint) -> dict[str, tuple[Network, Any]]:
-    """Returns {folder: (the family's description, network)} for the pipeline's networks."""
+    """Returns the pipeline's networks as {folder: (the family's `Network`, network)}."""
     described, models = pipe.system.checkpoint.networks, pipe.models._asdict()
     present = {name: (network, models[name]) for name, network in described.items() if models[name] is not None}
     return present if pipe.safety is None else present | {CHECKER: (_CHECKER, pipe.safety.checker)}
@@ -73,7 +73,7 @@ def _part(network: Network, module: Any) -> Part:
 def _files(
     pipe: LoadedCheckpoint, saved: Saved, networks: dict[str, tuple[Network, Any]], scratch: Path
 ) -> dict[Path, Path | bytes]:
-    """Returns all files except weights. model_index.json comes last: without it, an incomplete folder cannot load."""
+    """Returns all files except weights. model_index.json comes last, so that an incomplete folder cannot be loaded."""
     files: dict[Path, Path | bytes] = {}
     checkpoint = pipe.system.checkpoint
     index: dict[str, Any] = {"_class_name": saved.class_name}

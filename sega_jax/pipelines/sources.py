@@ -1,4 +1,4 @@
-"""Finding checkpoints in folders, in single files and on the hub. From the hub, only the needed files are fetched."""
+"""Finds checkpoints in folders, in single files and on the hub. From the hub, only the needed files are fetched."""
 
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -20,12 +20,12 @@ class Source(NamedTuple):
     """A checkpoint whose model_index.json is local. Its other files are fetched from the hub on demand."""
 
     name: str | Path
-    folder: Path  # contains model_index.json
+    folder: Path  # the folder that contains model_index.json
     system: System  # the family
-    repository: str | None = None  # the folder's repository on the hub; None for a local folder
+    repository: str | None = None  # the repository on the hub that the folder belongs to; None for a local folder
     commit: str | None = None  # the commit of the folder's repository, or of the single file's repository
-    file: Path | None = None  # the single file with all weights; None if the folder has them
-    description: single_file.SingleFile | None = None  # the family's description of single files
+    file: Path | None = None  # the single file with all weights; None if the weights are in the folder
+    description: single_file.SingleFile | None = None  # the family's single-file description
     declared: Mapping[str, Any] = MappingProxyType({})  # scheduler options that the single file declares
 
     @property
@@ -47,13 +47,13 @@ class Source(NamedTuple):
         configs_of: Sequence[str] = (),
         strict: bool = True,
     ) -> Path:
-        """Fetches the needed files, and returns the checkpoint's folder.
+        """Fetches the files that are needed, and returns the checkpoint's folder.
 
         Args:
             variant: As for `sega_jax.load`.
-            without: The networks that are not needed, and "tokenizer" if the tokenizer is not needed.
-            configs_of: The networks whose config is needed, but not their weights.
-            strict: Whether to raise an error if no network has the variant.
+            without: The names of networks that are not needed; may include "tokenizer".
+            configs_of: The names of networks of which only the config is needed.
+            strict: Whether to raise an error if no network has weights of the variant.
 
         Raises:
             CheckpointError: A part is missing or cannot be fetched. Raised before any weights are read.
@@ -85,12 +85,12 @@ class Source(NamedTuple):
         fetch_weights(self.repository, commit, stems, variant, ["model_index.json", *files])
 
     def has_config(self, part: str) -> bool:
-        """Returns whether the folder has a network's config. Repositories are assumed to have it."""
+        """Returns whether the folder contains a network's config. Repositories are assumed to contain it."""
         on_hub = self.repository is not None and self.file is None
         return on_hub or (self.folder / part / "config.json").is_file()
 
     def _has(self, part: str) -> bool:
-        """Returns whether a network's weights are in the folder and not in the single file."""
+        """Returns whether a network's weights are in the folder, as opposed to the single file."""
         return self.file is None or part not in self.system.checkpoint.networks
 
     def check(self, variant: str | None, *, ema: bool, given: Collection[str] = ()) -> None:
@@ -98,7 +98,7 @@ class Source(NamedTuple):
 
         Args:
             variant, ema: As for `sega_jax.load`.
-            given: The networks that are replaced.
+            given: The names of the networks that are replaced.
 
         Raises:
             ValueError: An option does not apply.
@@ -120,10 +120,10 @@ class Source(NamedTuple):
             )
 
     def vocabulary(self) -> Path | None:
-        """Returns the folder with a single file's tokenizer; None if the tokenizer is in the checkpoint's own folder.
+        """Returns the folder with the tokenizer for a single file, or None if it is in the checkpoint's own folder.
 
-        Single files contain no vocabulary, so it is fetched from the repository of the published checkpoint with the
-        same architecture.
+        Single files contain no vocabulary, so it is fetched from the repository of a published checkpoint with the same
+        architecture.
 
         Raises:
             CheckpointError: The vocabulary is not on this machine and cannot be fetched.
@@ -163,7 +163,7 @@ class Source(NamedTuple):
 
 
 def names_file(source: object) -> bool:
-    """Returns whether a source names a single file, local or on the hub."""
+    """Returns whether a source is the name of a single file, local or on the hub."""
     if single_file.is_weight_file(source):
         return True
     address = hub.address(source) if isinstance(source, str) and "://" in source else None
@@ -184,7 +184,7 @@ def find(
 
     Args:
         source, revision, config, prediction_type: As for `sega_jax.load`.
-        given: The networks that are replaced, so that the checkpoint may lack them.
+        given: The names of networks that the checkpoint may lack, because they are replaced.
 
     Raises:
         FileNotFoundError: The folder or file does not exist.
@@ -244,16 +244,16 @@ def find(
 
 
 def _config_beside(repository: str, commit: str) -> str | None:
-    """Returns the name of a single file's repository if it also has a diffusers checkpoint, otherwise None."""
+    """Returns a single file's repository if it also contains a checkpoint in diffusers layout, otherwise None."""
     snapshot = hub.fetch(repository, ["model_index.json"], commit)
     return f"{repository}@{commit}" if (snapshot / "model_index.json").is_file() else None
 
 
 def _revision(revision: str | None, address: hub.Address) -> str | None:
-    """Returns the revision, which the option or the address on the hub may name.
+    """Returns the revision from the option or from the address on the hub.
 
     Raises:
-        ValueError: The option and the address name different revisions.
+        ValueError: The option and the address contain different revisions.
     """
     if revision is not None and address.revision not in (None, revision):
         raise ValueError(
@@ -278,7 +278,7 @@ def of_file(
 
     Args:
         path: The file.
-        tensors: The file's tensors, which are open.
+        tensors: The tensors of the opened file.
         config, prediction_type: As for `sega_jax.load`.
         given: As for `find`.
 

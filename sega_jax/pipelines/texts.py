@@ -1,4 +1,4 @@
-"""Encoding the texts of a batch, and joining them into the text conditioning that `advance` takes."""
+"""Encodes the texts of a batch, and joins them into the text conditioning that `advance` takes."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -15,15 +15,15 @@ from sega_jax.systems.base import Encode
 
 
 def reads(pipe: LoadedCheckpoint) -> bool:
-    """Returns whether a pipeline can encode words, for which it needs a text encoder and a tokenizer."""
+    """Returns whether a pipeline can encode strings, for which it needs a text encoder and a tokenizer."""
     return pipe.system.text.networks(pipe.models) is not None and pipe.tokenizer is not None
 
 
 def check_reads(pipe: LoadedCheckpoint, words: Sequence[str]) -> None:
-    """Checks that a pipeline can encode words, if there are any.
+    """Checks that a pipeline can encode strings, if there are any to encode.
 
     Raises:
-        ValueError: There are words, but the pipeline has no text encoder or no tokenizer.
+        ValueError: There are strings, but the pipeline has no text encoder or no tokenizer.
     """
     if words and not reads(pipe):
         missing = "text encoder" if pipe.system.text.networks(pipe.models) is None else "tokenizer"
@@ -36,12 +36,12 @@ def check_reads(pipe: LoadedCheckpoint, words: Sequence[str]) -> None:
 
 
 def read_words(pipe: LoadedCheckpoint, words: Sequence[str], options: Mapping[str, Any]) -> list[Any]:
-    """Encodes words as a list of texts with one row each, on the host.
+    """Encodes strings as a list of texts with one row each, on the host.
 
     Args:
         pipe: The pipeline.
-        words: The words.
-        options: Arguments of the family's `TextReader.read`, such as `clip_skip`.
+        words: The strings.
+        options: Arguments for the family's `TextReader.read`, such as `clip_skip`.
 
     Raises:
         ValueError: The pipeline has no text encoder or tokenizer; or as for the family's `TextReader.read`.
@@ -53,15 +53,15 @@ def read_words(pipe: LoadedCheckpoint, words: Sequence[str], options: Mapping[st
 
 
 def join(pipe: LoadedCheckpoint, texts: Sequence[Any], options: Mapping[str, Any] = MappingProxyType({})) -> Any:
-    """Joins one-row texts into one text with all rows, in the networks' dtype.
+    """Joins texts with one row each into one text with all rows, in the networks' dtype.
 
     Args:
         pipe: The pipeline.
         texts: The texts.
-        options: As for `read_words`, for encoding the empty text that pads shorter texts.
+        options: As for `read_words`; used to encode the empty text, with which shorter texts are padded.
 
     Raises:
-        ValueError: The texts cannot be joined, or need padding but the pipeline cannot encode the empty text.
+        ValueError: The texts cannot be joined, or they need padding and the pipeline cannot encode the empty text.
     """
 
     def cast(leaf):
@@ -86,7 +86,7 @@ def branch_texts(pipe: LoadedCheckpoint, batch: Batch, n: int) -> Any:
     Rows with fewer than n concepts are padded with the empty text.
 
     Raises:
-        ValueError: The pipeline cannot encode words, or the texts cannot be joined.
+        ValueError: The pipeline cannot encode strings, or the texts cannot be joined.
     """
     text = pipe.devices.split(joined_branches(pipe, batch, n))
     reader = pipe.system.text
@@ -98,7 +98,7 @@ def branch_texts(pipe: LoadedCheckpoint, batch: Batch, n: int) -> Any:
 
 
 def joined_branches(pipe: LoadedCheckpoint, batch: Batch, n: int) -> Any:
-    """Returns the text conditioning of all branches, [rows, 2 + n, ...] on the host, without the prior's embeddings.
+    """Returns the text conditioning of all branches, [rows, 2 + n, ...] on the host, before the prior adds embeddings.
 
     Raises:
         ValueError: As for `branch_texts`.
@@ -116,7 +116,7 @@ def joined_branches(pipe: LoadedCheckpoint, batch: Batch, n: int) -> Any:
         branches += [known[branch] if isinstance(branch, str) else branch for branch in rest]
     text = join(pipe, branches, batch.reading)
     if batch.negative_reading != batch.reading:
-        # Negative prompts are padded with the empty text, encoded with the options for negative prompts.
+        # Negative prompts are padded with the empty text, which is encoded with the options for negative prompts.
         padded = join(pipe, branches, batch.negative_reading)
         negative = np.arange(len(branches)) % (2 + n) == 0
         text = jax.tree.map(
@@ -136,7 +136,7 @@ def _read_once(pipe: LoadedCheckpoint, branches: Sequence[Words], reading: Mappi
 
 
 def branches_of(pipe: LoadedCheckpoint, batch: Batch, n: int) -> list[list[Words]]:
-    """Lists the branches of every row: the negative prompt, the prompt and n concepts, padded with the empty text."""
+    """Lists each row's branches: the negative prompt, the prompt and n concepts (padded with the empty text)."""
     can_encode = reads(pipe)
     return [
         [negative, prompt, *(edit.concept for edit in edits), *["" if can_encode else negative] * (n - len(edits))]

@@ -1,4 +1,4 @@
-"""Finding a network's weight files in a folder or on the hub, in the best format that is available."""
+"""Finds a network's weight files in a folder or on the hub, in the best format available."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,9 +16,9 @@ Rename = Callable[[str], str | None]
 
 
 class Form(NamedTuple):
-    """A format of weight files. A `stem` is the name of the safetensors file without its ending."""
+    """A format of weight files. The `stem` is the safetensors file's name without its extension."""
 
-    variants: Callable[[Path, str], list[str]]  # (folder, stem) -> existing variants; "" means files without a variant
+    variants: Callable[[Path, str], list[str]]  # (folder, stem) -> existing variants; "" for files without one
     files: Callable[[str, str | None], Sequence[str]]  # (stem, variant) -> patterns of file names
     has: Callable[[Path, str, str | None], bool]  # (folder, stem, variant) -> whether such files exist
     open: Callable[[Path, str, str | None, Rename], Weights]  # (folder, stem, variant, rename) -> weights
@@ -45,7 +45,7 @@ PICKLES = Form(
 )
 
 
-_FORMS = (SAFETENSORS, FLAX, PICKLES)  # the formats with variants
+_FORMS = (SAFETENSORS, FLAX, PICKLES)  # the formats that have variants
 
 
 class Choice(NamedTuple):
@@ -56,7 +56,7 @@ class Choice(NamedTuple):
 
 
 def _choices(variant: str | None) -> list[list[Choice]]:
-    """Returns all choices, the best ones first. The choices in an inner list are fetched together."""
+    """Returns all choices, the best ones first. Files for all choices in an inner list are fetched together."""
     plain = [[Choice(ORBAX), Choice(SAFETENSORS)], [Choice(FLAX)], [Choice(PICKLES)]]
     return plain if variant is None else [[Choice(form, variant)] for form in _FORMS] + plain
 
@@ -81,7 +81,7 @@ def open_weights(folder: Path, stem: str, variant: str | None, rename: Rename) -
 
     Args:
         folder: The network's folder.
-        stem: The name of the safetensors file without its ending.
+        stem: The name of the safetensors file without its extension.
         variant: The preferred variant; files without a variant are used if it does not exist.
         rename: As for `sega_jax.weights.tensors.Tensors`.
 
@@ -90,7 +90,7 @@ def open_weights(folder: Path, stem: str, variant: str | None, rename: Rename) -
     """
     choice = find_weights(folder, stem, variant)
     if choice is None:
-        # Opening this format raises an error that lists the variants that exist.
+        # Opening this format raises an error that lists the existing variants.
         forms = [form for form in _FORMS if form.variants(folder, stem)]
         choice = Choice(forms[0] if forms else SAFETENSORS, variant)
     return choice.form.open(folder, stem, choice.variant, rename)
@@ -104,7 +104,7 @@ def fetch_weights(
     Args:
         repository: The name of the repository, "owner/name".
         commit: The branch, tag or commit; None means the default branch.
-        stems: {folder in the repository: stem of its weight files}; "" is the repository's root.
+        stems: {folder in the repository: stem of its weight files}; "" means the repository's root.
         variant: The preferred variant; files without a variant are used if it does not exist.
         others: Patterns of further files to fetch.
 
@@ -123,7 +123,7 @@ def fetch_weights(
             for name in choice.form.files(stem, choice.variant)
         ]
         folder = hub.fetch(repository, [*(others if number == 0 else ()), *patterns], commit)
-        # Missing folders are reported later, when the checkpoint's parts are checked.
+        # Errors about missing folders are raised later, when the checkpoint's parts are checked.
         lacking = {
             part: stem
             for part, stem in lacking.items()
@@ -143,8 +143,8 @@ def check_variant(name: str | Path, folders: Mapping[str, Path], stems: Mapping[
     """Checks which networks have weights of a variant.
 
     Args:
-        name: The name of the checkpoint, for messages.
-        folders, stems: {network: folder of its weight files} and {network: stem of their names}.
+        name: The name of the checkpoint, to show in messages.
+        folders, stems: {network: folder of its weight files} and {network: stem of its weight files}.
         variant: The variant.
 
     Returns:

@@ -1,1 +1,1 @@
-"""The families of checkpoints, one file per family."""
+"""The supported families of checkpoints. The main module of each family is named after it."""

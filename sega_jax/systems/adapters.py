@@ -1,4 +1,4 @@
-"""The names that LoRA and textual inversion files use for networks and layers. Each family declares its own names."""
+"""The names of networks and layers in LoRA and textual-inversion files. Each family declares its own names."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -16,21 +16,21 @@ _FORMER = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to
 
 
 class AdapterNames(NamedTuple):
-    """The names of a family's networks in LoRA and textual inversion files."""
+    """The names that LoRA and textual-inversion files use for a family's networks."""
 
     lora: Mapping[str, LoraNames] = MappingProxyType({})  # {network: names}; {} if LoRAs are not supported
     words: TextEncoders | None = None  # None if textual inversion is not supported
-    kinds: tuple[LoraKind, ...] = ()  # how to recognise LoRAs of the family's checkpoints
+    kinds: tuple[LoraKind, ...] = ()  # how to recognise LoRAs trained for the family's checkpoints
 
 
 def diffusers_layers(unet: UNet2DConditionModel) -> dict[str, str]:
-    """Returns {layer name: weight key} for a UNet, under the current and former diffusers names of its layers."""
+    """Returns {layer name: weight key} for a UNet, with both current and former diffusers names as keys."""
     keys = layer_keys(unet)
     return keys | {path.removesuffix(".0"): key for path, key in keys.items() if path.endswith("to_out.0")}
 
 
 def unet_layers(unet: UNet2DConditionModel) -> dict[str, str]:
-    """Returns {layer name: weight key} for a UNet, under the diffusers names and the original repository's names."""
+    """Returns {layer name: weight key} for a UNet, with both diffusers' and the original repository's names as keys."""
     originals = unet_names(unet)
     names = {originals[key].removesuffix(".weight"): key for key in layer_keys(unet).values()}
     return diffusers_layers(unet) | names
@@ -39,8 +39,8 @@ def unet_layers(unet: UNet2DConditionModel) -> dict[str, str]:
 def clip_layers(text_encoder: CLIPTextModel | CLIPTextModelWithProjection) -> dict[str, str]:
     """Returns {layer name: weight key} for a text encoder.
 
-    The names are the current and former diffusers names, with and without "text_model.", and OpenCLIP's names of those
-    layers whose weights are stored in the same form there.
+    The layer names include the current and former diffusers names, with and without "text_model.". OpenCLIP's names are
+    included for layers whose weights OpenCLIP stores in the same form.
     """
     keys = layer_keys(text_encoder)
     names = dict(keys)
@@ -54,8 +54,8 @@ def clip_layers(text_encoder: CLIPTextModel | CLIPTextModelWithProjection) -> di
     return openclip | names | bare | {f"text_model.{path}": key for path, key in bare.items()}
 
 
-# The LoRA names of each network, with the prefixes that kohya's scripts, diffusers, ComfyUI, OneTrainer and SimpleTuner
-# write. Tensors without a prefix belong to the UNet.
+# The prefixes of each network's tensors in LoRA files written by kohya's scripts, diffusers, ComfyUI, OneTrainer and
+# SimpleTuner. Tensors without a prefix belong to the UNet.
 UNET = LoraNames(("lora_unet_", "unet.", "diffusion_model.", "model.diffusion_model.", "lycoris_", ""), unet_layers)
 UNET_WITHOUT_ORIGINAL = LoraNames(UNET.starts, diffusers_layers)
 TEXT = LoraNames(

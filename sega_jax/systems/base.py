@@ -1,8 +1,8 @@
-"""The description of a family of checkpoints: a `System` with one part for each stage that uses it.
+"""Classes that describe a family of checkpoints: a `System`, with one part for each task.
 
-Loading uses the `Checkpoint`, text encoding the `TextReader`, the compiled programs the `Sampler`, and calls a
-dataclass of arguments. To add a family, build a `System` and register it (`sega_jax.register`). No other code depends
-on the family of a checkpoint.
+The `Checkpoint` is used for loading, the `TextReader` for encoding texts, the `Sampler` by the compiled programs, and a
+dataclass of arguments for calls. To add a family, build a `System` and register it (`sega_jax.register`). No other code
+depends on a checkpoint's family.
 
 Axes: rows of the batch, branches (2 + n: unconditional, prompt, concepts), height, width, channels.
 """
@@ -31,7 +31,7 @@ class Sizes(NamedTuple):
         (512, 512)
     """
 
-    channels: int  # of the state
+    channels: int  # the number of channels of the state
     factor: int  # pixels per position of the state, along each side
     multiple: int  # height and width in pixels must be multiples of this number
     default: tuple[int, int] | None  # height and width in pixels; None if the low-resolution picture determines them
@@ -57,7 +57,7 @@ class Static(NamedTuple):
 class Settings(NamedTuple):
     """The arrays of a call, with the rows as first axis.
 
-    Programs take them as arguments, so changing their values never recompiles.
+    Compiled programs take these arrays as arguments, so changing their values never triggers a recompilation.
 
     Example:
         >>> import jax, numpy as np
@@ -73,7 +73,7 @@ class Settings(NamedTuple):
     guidance_rescale: Any = None  # [rows] in [0, 1]; None disables rescaling
     replay: Any = None  # recorded guidance to add, [rows, calls, height, width, channels]; or None
     own: Any = None  # the family's own arrays [rows, ...]; the pipeline passes them on without reading them
-    noise: Any = None  # arrays [rows, calls, ...] that replace the noise from `Sampler.draw`; or None
+    noise: Any = None  # arrays [rows, calls, ...] to use instead of the noise from `Sampler.draw`; or None
 
     @property
     def n(self) -> int:
@@ -82,7 +82,7 @@ class Settings(NamedTuple):
 
 
 class Record(NamedTuple):
-    """The predictions of every model call and the semantic guidance added to them; float32 arrays [rows, calls, ...].
+    """The predictions of every model call, and the semantic guidance that was added: float32 arrays [rows, calls, ...].
 
     Example:
         >>> import sega_jax
@@ -96,13 +96,13 @@ class Record(NamedTuple):
     uncond: Any  # [rows, calls, height, width, channels]
     cond: Any  # [rows, calls, height, width, channels]
     edits: Any  # [rows, calls, n, height, width, channels]; None without concepts
-    # With `Static.record_noise`, the noise of every call: arrays [rows, calls, ...]. In an `Output` the axes are
+    # The noise of every call, if `Static.record_noise` is set: arrays [rows, calls, ...]. In an `Output`, the axes are
     # [calls, pictures, ...], as in the argument `noise`.
     noise: Any = None
 
 
 class Given(NamedTuple):
-    """The context in which a family sets up a call: the checkpoint, the batch and the devices.
+    """What a family needs to know to set up a call: the checkpoint, the batch and the devices.
 
     Example:
         >>> import numpy as np, sega_jax
@@ -123,9 +123,9 @@ class Given(NamedTuple):
     rows: int
     n: int  # the number of concepts
     texts: Sequence[Any]  # the prompt of every row: a string, or a `Text` with one row
-    # (an argument's name, a list with one entry for each prompt or picture) -> a list with one entry for each row
+    # (argument name, a list with one entry per prompt or picture) -> a list with one entry per row
     spread: Callable[[str, Sequence[Any]], list[Any]]
-    dtype: np.dtype  # of the sampling loop: float32 or wider
+    dtype: np.dtype  # the dtype of the sampling loop: float32 or wider
     platform: str  # the devices' platform: cpu, gpu or tpu
     devices: int  # the number of devices
     warn: Callable[[str], None]
@@ -148,17 +148,17 @@ class Setup(NamedTuple):
     static: Hashable = None  # options for `Static.own`
     x: np.ndarray | None = None  # the initial state [rows, ...]; None draws it
     picture: np.ndarray | None = None  # the pictures to start from, [rows, height, width, 3] in [-1, 1]
-    picture_noise: np.ndarray | None = None  # noise [rows, *shape] for sampling the picture's latents; None draws it
-    draws: bool = True  # whether the solver uses noise at its calls
-    # [rows]; replaces the call's scale in classifier-free guidance if the network takes the scale as an input. The
-    # negative prompt is then the empty text.
+    picture_noise: np.ndarray | None = None  # noise [rows, *shape] for sampling the pictures' latents; None draws it
+    draws: bool = True  # whether the solver uses noise at any model call
+    # [rows]; the scale for classifier-free guidance, instead of the call's, if the network takes that scale as an
+    # input. The negative prompt is then the empty text.
     guidance_scale: np.ndarray | None = None
     guidance_rescale: np.ndarray | None = None  # [rows]
     decode: Mapping[str, Hashable] = {}  # static arguments for `Sampler.decode`
 
 
 class Network(NamedTuple):
-    """One network of a checkpoint and its names in files.
+    """One network of a checkpoint, and how it is named in files.
 
     Example:
         >>> import sega_jax
@@ -171,11 +171,11 @@ class Network(NamedTuple):
     config: Any  # the config's class; `from_dict` reads config.json
     stem: str = "diffusion_pytorch_model"  # the name of the weight file without extension
     optional: bool = False  # whether a checkpoint may lack the network
-    also: tuple[str, ...] = ()  # names of other classes whose files also hold this network
+    also: tuple[str, ...] = ()  # names of other classes whose files contain this network, too
     # config -> additional entries for config.json, without which other libraries would build a different network
     options: Callable[[Any], Mapping[str, Any]] = lambda config: {}
     published: Callable[[str], str] = str  # a key of the module -> its key in published files, the inverse of `rename`
-    library: str = ""  # the entry in model_index.json; "" means transformers if the stem is "model", else diffusers
+    library: str = ""  # as in model_index.json; "" means transformers if the stem is "model", otherwise diffusers
 
 
 class Saved(NamedTuple):
@@ -190,8 +190,8 @@ class Saved(NamedTuple):
 
     class_name: str  # the pipeline's class name in model_index.json
     entries: Callable[[Any], Mapping[str, Any]] = lambda extras: {}  # extras -> additional entries of model_index.json
-    schedulers: Callable[[Any], Mapping[str, Scheduler]] = lambda extras: {}  # extras -> {folder: further scheduler}
-    # tokenizer -> {folder: tokenizer} for the tokenizers that have files
+    schedulers: Callable[[Any], Mapping[str, Scheduler]] = lambda extras: {}  # extras -> {folder: additional scheduler}
+    # tokenizer -> {folder: tokenizer}, without tokenizers that need no files
     tokenizers: Callable[[Any], Mapping[str, Any]] = lambda tokenizer: {"tokenizer": tokenizer}
 
 
@@ -201,7 +201,7 @@ def has_class(index: Mapping[str, Any], name: str) -> bool:
 
 
 def listed(index: Mapping[str, Any], part: str) -> str | None:
-    """Returns the class name of a part in model_index.json, or None if the part is absent.
+    """Returns the class name of a part according to model_index.json, or None if the part is absent.
 
     The prefix "Flax" is dropped: diffusers' Flax classes have the same parameters as its torch classes.
     """
@@ -231,7 +231,7 @@ class Checkpoint(NamedTuple):
     recognise: Callable[[Mapping[str, Any]], bool]  # model_index.json -> whether the checkpoint is of this family
     models: type[Any]  # the family's NamedTuple of networks
     networks: Mapping[str, Network]  # {folder: network}; the folders are the fields of `models`
-    build: Callable[..., Any]  # (attention=, and for each folder a keyword: a config, a network or None) -> models
+    build: Callable[..., Any]  # (attention=, a keyword argument per folder: a config, network or None) -> models
     tokenizer: Callable[[Path, Any, Any], Any]  # (folder, models, the user's tokenizer or None) -> tokenizer or None
     tokenizers: tuple[str, ...] = ("tokenizer",)  # folders to download for the tokenizer
     scheduler: Callable[[Path], Scheduler] | None = scheduler_of  # None if the family has none
@@ -239,8 +239,8 @@ class Checkpoint(NamedTuple):
     # (folder, model_index.json, models) -> the checkpoint's settings that are not in its networks
     extras: Callable[[Path, Mapping[str, Any], Any], Any] = lambda folder, index, models: None
     extras_type: type[Any] = type(None)  # the type that `extras` returns
-    refuse: Callable[[Mapping[str, Any]], str | None] = lambda index: None  # why a variant is unsupported, or None
-    notice: Callable[[Mapping[str, Any]], str | None] = lambda index: None  # a warning for the user, or None
+    refuse: Callable[[Mapping[str, Any]], str | None] = lambda index: None  # why it is not supported, or None
+    notice: Callable[[Mapping[str, Any]], str | None] = lambda index: None  # a warning to emit, or None
     unchecked: Mapping[str, Any] = {}  # entries of model_index.json for a checkpoint without a safety checker
     single_file: Any = None  # a `sega_jax.weights.single_file.SingleFile`; None if the family has none
     saved: Saved | None = None  # None if the family's pipelines cannot be saved
@@ -275,7 +275,7 @@ def _empty_text(models: Any, tokenizer: Any, extras: Any) -> str:
 
 
 class TextReader(NamedTuple):
-    """How a family turns words into its text conditioning.
+    """How a family turns strings into its text conditioning.
 
     Example:
         >>> import sega_jax
@@ -288,15 +288,15 @@ class TextReader(NamedTuple):
     parts: tuple[str, ...]  # the folders of the networks that `networks` returns
     networks: Callable[[Any], Any]  # models -> the networks for `encode`; None without a text encoder
     encode: Callable[[Any, Any], Any]  # (networks, ids) -> texts; compiled
-    # (words, tokenizer, encode: Encode, warn, **options) -> a list with a one-row text for each entry of words
+    # (strings, tokenizer, encode: Encode, warn, **options) -> a list with a one-row text for each string
     read: Callable[..., list[Any]] = read_tokens
     # (networks, options of `read`) -> None; raises ValueError if these networks do not support the options
     check_options: Callable[[Any, Mapping[str, Any]], None] = lambda networks, options: None
     # (models, tokenizer, a user's one-row text of type `type`, or an array without the row axis) -> the checked text
     check: Callable[[Any, Any, Any], Any] = _unchanged
-    # (texts, a function that returns the encoded empty text) -> one text with all rows, padded to equal lengths
+    # (texts, a function that returns the encoded empty text) -> one text with all rows, padded to the same length
     join: Callable[[Sequence[Any], Callable[[], Any]], Any] = lambda texts, blank: stacked(texts)
-    # (tokenizer, words, **options) -> the length to which `join` pads the texts; None if padding changes no text
+    # (tokenizer, strings, **options) -> the length to which `join` pads the texts; None if padding has no effect
     length: Callable[..., Hashable] = _no_length
     negative: Callable[[Any, Any, Any], Any] = _empty_text  # (models, tokenizer, extras) -> the default negative prompt
     prior: Callable[[Any], Any] = lambda models: None  # models -> the network for `sample_prior`, or None
@@ -304,11 +304,11 @@ class TextReader(NamedTuple):
 
 
 class Sampler(NamedTuple):
-    """How a family draws its initial state, predicts, runs its solver and decodes.
+    """How a family draws the initial state, makes predictions, runs the solver and decodes the final state.
 
     `initial`, `denoiser`, `solver`, `draw`, `decode` and `encode_image` are pure functions that run on one device's
-    share of the rows. `check` takes a call, the scheduler and a function that warns. It checks the arguments whose
-    validity depends only on the scheduler.
+    share of the rows. `check` takes a call, the scheduler and a function that emits warnings. It checks the arguments
+    whose validity depends only on the scheduler.
 
     Example:
         >>> import sega_jax
@@ -322,14 +322,14 @@ class Sampler(NamedTuple):
     table: Callable[[Any, Any], Any]  # (call, scheduler or None) -> the schedule's table
     static: Callable[[Any, Any], Hashable]  # (call, scheduler or None) -> options for `Static.own`
     setup: Callable[[Any, Given], Setup]  # (call, context) -> setup; checks the family's own arguments
-    initial: Callable[..., Any]  # (settings, x or None, scale, clean, signal, shape=, dtype=) -> the initial state
+    initial: Callable[..., Any]  # (settings, x or None, scale, clean, signal, *, shape, dtype) -> the initial state
     denoiser: Callable[..., Callable[[Any, Any], Predictions]]  # (networks, text, settings, own, x) -> (x, call) -> ...
-    solver: Callable[[Any, Settings, Any], Solver]  # (networks or None, settings, own)
+    solver: Callable[[Any, Settings, Any], Solver]  # (networks or None, settings, own) -> the solver
     draw: Callable[[Any, Settings, Any], Callable]  # (networks, settings, x) -> (call, shape) -> the noise of a call
     decoder: Callable[[Any], Any]  # models -> the network for `decode`
     decode: Callable[..., tuple[Any, Any]]  # (decoder, x) -> pictures in [0, 1] and whether each row is finite
     check: Callable[[Any, Any, Callable[[str], None]], None] = lambda call, scheduler, warn: None
-    # scheduler or None -> {argument: the scheduler's default}, used for arguments that are None in the call
+    # scheduler or None -> {argument: default}, the scheduler's defaults for arguments that are None in the call
     defaults: Callable[[Any], Mapping[str, Any]] = lambda scheduler: {}
     encoder: Callable[[Any], Any] = lambda models: None  # models -> the network for `encode_image`
     encode_image: Callable[[Any, jax.Array, Any, Any], Any] | None = None  # (encoder, keys, pictures, noise) -> states

@@ -19,10 +19,10 @@ from sega_jax.systems.conditioning import Text
 
 Prompt = str | Text | np.ndarray | jax.Array
 EditLike = Edit | Prompt
-PICTURES = ("pil", "uint8", "float")  # the outputs that are pictures; any other returns the final state
-MAX_PIXELS = 2**20  # along each side
-_MAX_PICTURES = 2**16  # per prompt; far more than one call can make
-_RANGE = re.compile(r"([+-]?[0-9]{1,99})(?:-([0-9]{1,99}))?")  # a seed or a range of seeds, in the shell
+PICTURES = ("pil", "uint8", "float")  # values of `output` that return pictures; all others return the final state
+MAX_PIXELS = 2**20  # the maximum height and width, in pixels
+_MAX_PICTURES = 2**16  # the maximum number of pictures per prompt; far more than one call can generate
+_RANGE = re.compile(r"([+-]?[0-9]{1,99})(?:-([0-9]{1,99}))?")  # one seed, or a range on the command line
 
 
 class Prompts(Kind):
@@ -56,8 +56,8 @@ class Prompts(Kind):
 class Seeds(Integer):
     """Whole numbers from 0 to 2^32 - 1.
 
-    Sequences are checked later, when the batch is built and the number of pictures is known. On the command line,
-    several seeds are written as ranges and lists: 1-8, or 1-3,8.
+    Sequences are checked later, when the batch is built, because the number of pictures is not known before. On the
+    command line, several seeds are written as ranges and lists: 1-8, or 1-3,8.
     """
 
     metavar = "SEEDS"
@@ -94,7 +94,7 @@ class Seeds(Integer):
         return seeds if len(seeds) > 1 else seeds[0]
 
     def show(self, value: Any) -> str:
-        """Formats one seed or several; three or more consecutive seeds become a range."""
+        """Formats one or several seeds; three or more consecutive seeds are written as a range."""
         if not is_sequence(value):
             return super().show(value)
         runs: list[list[int]] = []
@@ -107,7 +107,10 @@ class Seeds(Integer):
 
 
 class Steps(Kind):
-    """A number of steps, descending timesteps, or the name of a timestep list. The scheduler checks timesteps later."""
+    """A number of steps, descending timesteps, or the name of a timestep list.
+
+    Timesteps are checked later, against the scheduler.
+    """
 
     noun = "a whole number of at least 1, a list of descending timesteps, or the name of such a list"
     metavar = "STEPS"
@@ -155,7 +158,10 @@ class Guidance(Kind):
 
 
 class GuidanceScale(Real):
-    """Numbers below 0 or at least 1. With s in [0, 1), u + s (p - u) would ignore or weaken the prompt."""
+    """Numbers that are negative or at least 1.
+
+    With a scale s in [0, 1), u + s (p - u) would ignore or weaken the prompt.
+    """
 
     @property
     def noun(self) -> str:

@@ -1,4 +1,4 @@
-"""Text conditioning from CLIP encoders: chunks of long prompts, word weights, skipped layers, and their arguments."""
+"""Text conditioning from CLIP encoders, with call arguments for long prompts, word weights and skipped layers."""
 
 import dataclasses
 import os
@@ -72,23 +72,26 @@ class ClipText(Text):
 
 
 class Skipping(NamedTuple):
-    """Tokens of texts whose hidden states are taken from an earlier layer.
+    """Tokenized texts that are to be encoded with the hidden states of an earlier layer.
 
-    The number of skipped layers is traced, so that all values share one program. It is also part of the key in the
-    embedding cache.
+    The number of skipped layers is traced, so that one compiled program serves all numbers. It is also part of the
+    embedding cache's key.
     """
 
     ids: Any  # int32 [texts, ...]
-    skip: Any  # int32 [texts], the number of layers
+    skip: Any  # int32 [texts], the number of layers to skip
 
 
 def skipping(encode: Encode, clip_skip: int) -> Callable[[Any], list[Any]]:
-    """Returns a function that encodes ids and skips this number of layers."""
+    """Returns a function that encodes ids, skipping the last `clip_skip` layers."""
     return lambda ids: encode(Skipping(ids, np.full(len(ids), clip_skip, np.int32)) if clip_skip else ids)
 
 
 def encode(text_encoder: CLIPTextModel, ids: jax.Array | Skipping) -> ClipText:
-    """Encodes int32 ids [texts, tokens]. If layers are skipped, the final norm is applied to the earlier layer."""
+    """Encodes int32 ids [texts, tokens].
+
+    If layers are skipped, the final norm is applied to the output of the last remaining layer.
+    """
     return ClipText(text_encoder(*ids) if isinstance(ids, Skipping) else text_encoder(ids))
 
 
@@ -116,7 +119,7 @@ def read(
     weighted: bool = False,
     clip_skip: int = 0,
 ) -> list[ClipText]:
-    """Tokenizes and encodes words; see `read` of `sega_jax.systems.base.TextReader`.
+    """Tokenizes and encodes strings; see `read` of `sega_jax.systems.base.TextReader`.
 
     Raises:
         ValueError: A weight is not a number.
@@ -164,7 +167,7 @@ def join(texts: Sequence[Any], blank: Callable[[], Any]) -> Any:
 
 
 def checked_states(value: Any, kind: type[Any], tokens: int | None, channels: int, several: bool) -> Any:
-    """Returns the hidden states of a user's text as an array [1, tokens, channels].
+    """Returns the hidden states of text conditioning passed by the user, as an array [1, tokens, channels].
 
     Args:
         value: An array [tokens, channels], or a text of `kind`.
@@ -204,7 +207,7 @@ def tokenizer_folder(folder: Path, path: Any, kind: str = "a CLIP tokenizer") ->
     """Returns the folder of a tokenizer: the user's path, or the checkpoint's folder if the path is None.
 
     Raises:
-        TypeError: The path has the wrong type. The error names the expected `kind` of tokenizer.
+        TypeError: The path has the wrong type. The error message names the expected `kind` of tokenizer.
     """
     if not (path is None or isinstance(path, str | os.PathLike)):
         raise TypeError(f"tokenizer={type(path).__name__} should be {kind} or its folder")
@@ -212,7 +215,7 @@ def tokenizer_folder(folder: Path, path: Any, kind: str = "a CLIP tokenizer") ->
 
 
 def tokenizer(folder: Path, models: Any, override: Any) -> Tokenizer:
-    """Returns the user's tokenizer, or reads one from the user's folder or, without one, from the checkpoint's folder.
+    """Returns the user's tokenizer, or reads one from the folder that the user chose (by default, the checkpoint's).
 
     Raises:
         TypeError, CheckpointError: The tokenizer has the wrong type or cannot be read.

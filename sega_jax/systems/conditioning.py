@@ -1,4 +1,4 @@
-"""Text conditioning: the encoded texts of a call's branches, as a pytree. Each family has its own type.
+"""Text conditioning: the encoded texts of a call's branches, as a pytree. Each family defines its own type.
 
 text = pipe.encode(["a castle", "a house"])     # ClipText(states=float32[2, 77, 768])
 pipe(text)                                      # instead of the words
@@ -25,7 +25,7 @@ class Text:
     """The base class of text conditioning: encoded texts in the form that a family's network takes.
 
     Each field is None or an array whose first axis runs over the texts. Declare subclasses with `@conditioning`.
-    `text[i]` is one text; its arrays keep a first axis of length 1. Slices and iteration work, too.
+    `text[i]` is one text; its arrays keep a first axis of length 1. Texts can also be sliced and iterated over.
 
     Example:
         >>> import tempfile
@@ -62,7 +62,7 @@ class Text:
         return f"{type(self).__name__}({', '.join(summaries)})"
 
     def save(self, path: str | Path) -> None:
-        """Writes the texts to a safetensors file without changing their dtypes. An existing file is replaced.
+        """Writes the texts to a safetensors file, keeping their dtypes. An existing file is replaced.
 
         Raises:
             OSError: The file cannot be written.
@@ -75,7 +75,7 @@ class Text:
 
     @classmethod
     def load(cls: type[T], path: str | Path) -> T:
-        """Reads texts from a file that `save` wrote.
+        """Reads texts from a file written by `save`.
 
         Raises:
             FileNotFoundError: The file does not exist.
@@ -119,10 +119,10 @@ def conditioning(cls: type[T]) -> type[T]:
 
 
 def check_rows(name: str, text: Text) -> None:
-    """Checks that the arrays of a text all have the same number of rows, which must be at least one.
+    """Checks that all arrays of a text have the same number of rows, and at least one.
 
     Args:
-        name: The argument's name for error messages.
+        name: The argument's name, to show in error messages.
 
     Raises:
         TypeError: A field is not an array, or all fields are None.
@@ -142,7 +142,7 @@ def check_rows(name: str, text: Text) -> None:
 
 
 def stacked(texts: Sequence[T]) -> T:
-    """Concatenates texts of equal shapes on the host.
+    """Concatenates texts that have the same shapes, on the host.
 
     Raises:
         ValueError: The shapes differ.

@@ -1,6 +1,6 @@
-"""The first and second stage of DeepFloyd-IF: pixel states, T5 text, and a UNet that predicts noise and variance.
+"""The first and second stages of DeepFloyd-IF, which use pixel states, T5 and a UNet that predicts noise and variance.
 
-The UNet of the second stage also takes the first stage's picture (Saharia et al. 2022).
+The second stage's UNet also takes the first stage's picture as input (Saharia et al. 2022).
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ NOISE = "image_noising_scheduler"
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Stage1Call(DiffusionCall):
-    """The arguments of a call of the first stage, with diffusers' defaults."""
+    """The arguments for calling the first stage, with diffusers' defaults."""
 
     steps: Any = changed(DiffusionCall, "steps", 100)
     guidance_scale: Any = changed(DiffusionCall, "guidance_scale", 7.0)
@@ -40,7 +40,7 @@ class Stage1Call(DiffusionCall):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Stage2Call(ConditionedCall):
-    """The arguments of a call of the second stage, with diffusers' defaults."""
+    """The arguments for calling the second stage, with diffusers' defaults."""
 
     steps: Any = changed(DiffusionCall, "steps", 50)
     guidance_scale: Any = changed(DiffusionCall, "guidance_scale", 4.0)
@@ -48,7 +48,7 @@ class Stage2Call(ConditionedCall):
 
 
 class Models(NamedTuple):
-    """The networks of a stage. Without a text encoder, prompts must be embeddings."""
+    """The networks of a stage. Without a text encoder, prompts must be given as embeddings."""
 
     text_encoder: T5EncoderModel | None
     unet: UNet2DConditionModel
@@ -60,7 +60,7 @@ class Models(NamedTuple):
         unet: Mapping[str, Any] | UNet2DConditionModel,
         attention: str = "xla",
     ) -> "Models":
-        """Builds networks, whose parameters are only shapes, from their config.json; existing networks are kept.
+        """Builds networks from their configs, with shapes instead of parameters; existing networks are kept.
 
         Raises:
             ValueError: A config is not supported, or the networks do not fit each other.
@@ -125,7 +125,7 @@ def check(models: Models, tokenizer: T5Tokenizer | None, value: Any) -> T5Text:
 
 
 def sizes(models: Models) -> Sizes:
-    """Returns the picture sizes of a stage. Its states are pictures."""
+    """Returns the picture sizes that a stage supports. Its states are pictures."""
     net = models.unet.config
     default = net.sample_size if isinstance(net.sample_size, tuple) else (net.sample_size,) * 2
     multiple = 2 ** (len(net.block_out_channels) - 1)
@@ -153,7 +153,7 @@ def setup_2(call: Stage2Call, given: Given) -> Setup:
 
 
 def denoiser(unet: UNet2DConditionModel, text: T5Text, settings: Any, own: Any, x: Any) -> Any:
-    """Returns (x, call) -> the predictions of all branches; see `sega_jax.systems.diffusion.denoiser`."""
+    """Returns a function (x, call) -> the predictions of all branches; see `sega_jax.systems.diffusion.denoiser`."""
     return diffusion.denoiser(unet, text.states, settings, own, x)
 
 
@@ -167,9 +167,9 @@ def decode(_: None, x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def tokenizer(folder: Path, models: Models, override: Any) -> T5Tokenizer | None:
-    """Returns the user's tokenizer, or reads one from the user's folder or, without one, from the stage's folder.
+    """Returns the user's tokenizer, or reads one from the folder that the user chose (by default, the stage's).
 
-    Without a text encoder, no tokenizer is read: the result is the user's tokenizer object, or None.
+    If the stage has no text encoder, no files are read: the result is the user's tokenizer object, or None.
 
     Raises:
         TypeError, CheckpointError: The tokenizer has the wrong type or cannot be read.

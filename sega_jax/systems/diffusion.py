@@ -1,4 +1,4 @@
-"""The setup of a call and the functions of a `Sampler` that all families with continuous states and a UNet share.
+"""Call setup and `Sampler` functions shared by all families with continuous states and a UNet.
 
 The states are latents or pixels.
 """
@@ -23,16 +23,16 @@ from sega_jax.systems.low_res import LowResCondition, noised, resized
 from sega_jax.systems.programs import INITIAL, normal
 from sega_jax.systems.sizes import shape_from, tile_side
 
-_CALL_BLOCK = 64  # a user's per-call noise is padded to a multiple of this number of calls
+_CALL_BLOCK = 64  # per-call noise from the user is padded to a multiple of this number of calls
 
 
 class DiffusionSettings(NamedTuple):
     """The arrays that these families keep in `Settings.own`."""
 
     eta: Any  # [rows]
-    low_res: LowResCondition | None = None  # for upscalers
+    low_res: LowResCondition | None = None  # the conditioning on low-resolution pictures, for upscalers
     guidance: Any = None  # [rows, channels], the embedded guidance scale for networks that take it as an input
-    # [rows, 6], for SDXL: original height and width, top and left of the crop, target height and width
+    # [rows, 6], for SDXL: original height and width, top and left edges of the crop, target height and width
     size_conditioning: Any = None
 
 
@@ -40,7 +40,7 @@ class DiffusionStatic(NamedTuple):
     """The compile-time options that these families keep in `Static.own`."""
 
     solver: str = "ddim"
-    rows_at_once: int | None = None  # the number of rows that a device predicts at once; None means all
+    rows_at_once: int | None = None  # the number of rows that each device predicts at once; None means all
 
 
 def table(call: DiffusionCall, scheduler: Scheduler) -> Row:
@@ -49,14 +49,17 @@ def table(call: DiffusionCall, scheduler: Scheduler) -> Row:
 
 
 def table_from_picture(call: StartingCall, scheduler: Scheduler) -> Row:
-    """Returns the schedule's table for a call. A call that starts from a picture begins later in the schedule."""
+    """Returns the schedule's table for a call.
+
+    If the call starts from a picture, the table begins later in the schedule.
+    """
     if call.image is None:
         return scheduler.table(call.steps)
     return scheduler.table(call.steps, STRENGTH if call.strength is None else call.strength)
 
 
 def static(call: DiffusionCall, scheduler: Scheduler) -> DiffusionStatic:
-    """Returns the compile-time options of a call."""
+    """Returns the compile-time options for a call."""
     return DiffusionStatic(scheduler.solver, call.rows_at_once)
 
 
@@ -73,15 +76,15 @@ def setup(
     vae: AutoencoderKL | None = None,
     tiled: bool | int = False,
 ) -> Setup:
-    """Checks a call's arguments against the checkpoint and sets up the call.
+    """Checks that a call's arguments fit the checkpoint, and sets up the call.
 
     Args:
         table: The schedule's table.
-        image: Pictures [1 or entries, height, width, 3] to start from or to enlarge; they determine the result's size.
-        low_res: The conditioning on these pictures if they are enlarged; None if sampling starts from them.
+        image: Pictures to start from or to enlarge, [1 or entries, height, width, 3]; they determine the result's size.
+        low_res: The conditioning on the pictures, if they are to be enlarged; None if sampling starts from them.
         image_noise: The call's argument `image_noise`.
         size_conditioning: A function from (height, width) in pixels to an array [rows, 6], for SDXL.
-        vae: The autoencoder, if it can decode in tiles.
+        vae: The autoencoder, for families whose pictures can be decoded in tiles.
         tiled: The call's argument `tiled`.
 
     Raises:
@@ -126,11 +129,11 @@ def setup(
 
 
 def _guidance_input(call: DiffusionCall, given: Given, guidance_rescale: np.ndarray) -> np.ndarray | None:
-    """Returns the embedded guidance scales [rows, channels] for a guidance-distilled network; None for other networks.
+    """Returns embedded guidance scales [rows, channels] for a guidance-distilled network, or None for other networks.
 
     Raises:
-        ValueError: The scale is below 1, or another argument of classifier-free guidance is given, although it has no
-            effect. If `strict` is false, the latter is a warning.
+        ValueError: The scale is below 1, or another argument for classifier-free guidance is given, although it would
+            have no effect. In the latter case, only a warning is emitted if `strict` is false.
     """
     channels = given.models.unet.config.time_cond_proj_dim
     if not channels:
@@ -153,7 +156,7 @@ def _guidance_input(call: DiffusionCall, given: Given, guidance_rescale: np.ndar
 
 
 def per_row(name: str, value: Any, given: Given) -> np.ndarray:
-    """Returns an array [rows] from one number for all rows, or from a list with one for each prompt or picture."""
+    """Returns an array [rows], given one number for all rows, or a list with one number for each prompt or picture."""
     if isinstance(value, list):
         return np.asarray(given.spread(name, value))
     return np.full(given.rows, value)
@@ -168,7 +171,7 @@ def check(call: DiffusionCall, scheduler: Scheduler, warn: Callable[[str], None]
     """Checks the arguments that depend on the scheduler.
 
     Raises:
-        ValueError: The solver does not use `eta`. If `strict` is false, this is a warning.
+        ValueError: The solver does not use `eta`. If `strict` is false, only a warning is emitted.
     """
     if np.any(call.eta) and scheduler.eta is None:
         message = f"eta={call.eta} applies to DDIM and TCD only, not to {scheduler.name}"
@@ -178,7 +181,7 @@ def check(call: DiffusionCall, scheduler: Scheduler, warn: Callable[[str], None]
 
 
 def defaults(scheduler: Scheduler) -> dict[str, float]:
-    """Returns {argument: the scheduler's default}, used for arguments that are None in the call."""
+    """Returns the scheduler's defaults, {argument: default}, for arguments that are None in the call."""
     return {"eta": scheduler.eta or 0.0}
 
 
@@ -199,7 +202,7 @@ def draws_noise(eta: np.ndarray, scheduler: Scheduler, table: Row) -> bool:
 
 
 def _noise(name: str, noise: np.ndarray | None, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray | None:
-    """Checks a user's noise and returns it in the loop's dtype; None stays None.
+    """Checks noise from the user and returns it in the loop's dtype. If there is none, returns None.
 
     Raises:
         ValueError: The noise has the wrong shape, or an entry is out of range.
@@ -219,7 +222,7 @@ def _noise(name: str, noise: np.ndarray | None, shape: tuple[int, ...], dtype: n
 def _low_res_noise(
     noise: np.ndarray | None, low_res: LowResCondition, shape: tuple[int, ...], dtype: np.dtype
 ) -> np.ndarray | None:
-    """Returns a user's noise for low-resolution pictures, [rows, 1 or calls, height, width, 3].
+    """Returns the user's noise for low-resolution pictures, as an array [rows, 1 or calls, height, width, 3].
 
     Args:
         shape: (calls, rows, height, width, channels) of the state.
@@ -230,12 +233,12 @@ def _low_res_noise(
         return None
     if not fresh:
         return noise[:, None]
-    # Zeros that no call reads pad the array, so that different numbers of calls share a program.
+    # The array is padded with zeros that no call reads, so that different numbers of calls share a compiled program.
     return np.pad(np.swapaxes(noise, 0, 1), ((0, 0), (0, -len(noise) % _CALL_BLOCK), *[(0, 0)] * 3))
 
 
 def cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Returns an array in the loop's dtype, so that calls with arrays of any dtype share a program.
+    """Converts an array to the loop's dtype. Calls whose arrays have different dtypes can then share a program.
 
     Raises:
         ValueError: An entry is out of the dtype's range.
@@ -269,7 +272,7 @@ def solver(networks: Any, settings: Settings, own: DiffusionStatic) -> Solver:
 
 
 def draw(networks: Any, settings: Settings, x: jax.Array) -> Callable:
-    """Returns (call, shape) -> the standard normal noise of a call."""
+    """Returns a function (call, shape) -> the standard normal noise for a call."""
     del networks
 
     def noise(call, shape):
@@ -281,7 +284,9 @@ def draw(networks: Any, settings: Settings, x: jax.Array) -> Callable:
 def denoiser(
     unet: UNet2DConditionModel, context: Any, settings: Settings, own: DiffusionStatic, x: jax.Array
 ) -> Callable[[jax.Array, Any], Predictions]:
-    """Returns (x, call) -> the predictions of all branches. The UNet projects the context once for all calls.
+    """Returns a function (x, call) -> the predictions of all branches.
+
+    The UNet projects the context once for all calls.
 
     Args:
         context: The UNet's text conditioning: arrays [rows, branches, ...].
@@ -313,15 +318,16 @@ def predict(
 ) -> Predictions:
     """Predicts all 2 + n branches of every row in one evaluation of the network.
 
-    If the network also predicts the variance, the solver uses the prompt branch's variance, as in diffusers. Guidance
-    changes only the estimate.
+    If the network also predicts variances, the solver uses the variance of the prompt branch, as in diffusers. Guidance
+    does not change the variance.
 
     Args:
-        low_res: An upscaler's noisy low-resolution pictures [rows, height, width, 3], with the height and width of x,
-            and their noise levels [rows]. Only x is multiplied by the solver's `input_scale`. diffusers also multiplies
-            the pictures by it for DeepFloyd-IF, but it is 1 for that family's scheduler.
-        guidance: The embedded guidance scales [rows, channels] for networks that take them as an input. The
-            unconditional branch is then the empty text at the same scale, and edit directions are relative to it.
+        low_res: For upscalers, the noisy low-resolution pictures [rows, height, width, 3], which have the height and
+            width of x, and their noise levels [rows]. Only x is multiplied by the solver's `input_scale`. diffusers
+            also multiplies the pictures by it for DeepFloyd-IF, but it is 1 for that family's scheduler.
+        guidance: The embedded guidance scales [rows, channels], for networks that take them as an input. The
+            unconditional branch then uses the empty text at the same scale, and edit directions are relative to its
+            prediction.
     """
     inputs = x * call.input_scale.astype(x.dtype)
     level: tuple[Any, ...] = ()
@@ -347,7 +353,7 @@ def in_chunks(function: Callable[..., Any], limit: int | None, x: jax.Array, *tr
         return function(x, *trees)
     parts = -(-rows // limit)
     size = -(-rows // parts)
-    # Copies of the last row fill the last chunk.
+    # The last chunk is filled up with copies of the last row.
     index = np.minimum(np.arange(parts * size), rows - 1)
 
     def cut(leaf):
@@ -363,7 +369,7 @@ def check_context(net: UNetConfig, channels: int, source: str) -> None:
     """Checks that every level of a UNet attends to text with this number of channels.
 
     Args:
-        source: The origin of the number, for the error message.
+        source: Where the number of channels comes from, to show in the error message.
 
     Raises:
         ValueError: A level has a different `cross_attention_dim`.
@@ -374,7 +380,7 @@ def check_context(net: UNetConfig, channels: int, source: str) -> None:
 
 
 def low_res_of(call: ConditionedCall, given: Given) -> tuple[np.ndarray, LowResCondition]:
-    """Returns the pictures that a call enlarges, and the conditioning on them.
+    """Returns the pictures that a call is to enlarge, and the conditioning on them.
 
     Raises:
         TypeError, ValueError: No picture is given, or a noise level is out of range.

@@ -1,4 +1,4 @@
-"""The arguments of families with continuous states (latents or pixels)."""
+"""Call arguments for families with continuous states (latents or pixels)."""
 
 import dataclasses
 from typing import Any
@@ -26,7 +26,7 @@ class Latents(Kind):
 
 
 class Tiles(Kind):
-    """True, False, or the side of a tile in pixels."""
+    """True, False, or the side length of a tile in pixels."""
 
     noun = "True, False, or the side of a tile in pixels"
     metavar = "PIXELS"
@@ -44,7 +44,7 @@ class Tiles(Kind):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class DiffusionCall(Call):
-    """The arguments of a family with continuous states."""
+    """The call arguments of a family with continuous states."""
 
     guidance_rescale: float | Any = argument(
         0.0,
@@ -79,7 +79,7 @@ class DiffusionCall(Call):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class AutoencodedCall(DiffusionCall):
-    """The arguments of a family whose states are latents of an autoencoder."""
+    """The call arguments of a family whose states are an autoencoder's latents."""
 
     tiled: bool | int = argument(
         False,

@@ -1,4 +1,4 @@
-"""Functions that read the input pictures of a call, which it starts from or enlarges."""
+"""Functions that read a call's input pictures: those to start from and those to enlarge."""
 
 import os
 from pathlib import Path
@@ -73,7 +73,8 @@ def read(image: Any) -> np.ndarray:
 
     Raises:
         FileNotFoundError: A file does not exist.
-        TypeError, ValueError: The value is none of these, the pictures differ in size, or a float is out of range.
+        TypeError, ValueError: The value has none of these forms, the pictures differ in size, or a float is out of
+            range.
     """
     several = isinstance(image, list | tuple) or getattr(image, "ndim", 3) == 4
     pictures = [_as_array(picture) for picture in (image if several else [image])]
@@ -97,11 +98,11 @@ def _open(path: Path) -> Image.Image:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Converts a Pillow image of any mode to RGB, as image viewers show it.
+    """Converts a Pillow image of any mode to RGB, so that it looks as in an image viewer.
 
-    The picture is rotated as its EXIF orientation says, transparency becomes white, and only the first frame of an
-    animation is used. 16-bit grey is scaled to 8 bits. The modes "I" and "F" have no fixed range: their white level is
-    the smallest of 1 ("F" only), 255 and 65535 that no pixel exceeds.
+    The picture is rotated according to its EXIF orientation, transparent areas become white, and only the first frame
+    of an animation is used. 16-bit grey levels are scaled to 8 bits. The modes "I" and "F" have no fixed range, so
+    white is taken to be the smallest of 1 ("F" only), 255 and 65535 that no pixel exceeds.
 
     Raises:
         ValueError: The pixels of a grey picture are out of range or not finite.
@@ -110,7 +111,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
         position = image.tell()
         image.seek(0)
         image, animation = image.copy(), image
-        animation.seek(position)  # the user's image must not change
+        animation.seek(position)  # avoids changing the user's image
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         image = Image.fromarray(_grey(np.asarray(image).astype(np.float64), image.mode))
@@ -118,7 +119,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
         to_rgb = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
         image = ImageCms.applyTransform(image, to_rgb) or image
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
-        # Pillow cannot convert "La" to "RGBA" directly, only through "LA".
+        # Pillow cannot convert "La" to "RGBA" directly, only via "LA".
         image = image.convert("LA") if image.mode == "La" else image
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

@@ -1,4 +1,4 @@
-"""Encoding, decoding and sizes for families whose states are latents of an autoencoder."""
+"""Encoding, decoding and picture sizes for families whose states are an autoencoder's latents."""
 
 from typing import Any
 
@@ -15,8 +15,8 @@ from sega_jax.systems.programs import POSTERIOR, normal
 def encode_image(vae: AutoencoderKL, key: jax.Array, pictures: jax.Array, noise: Any = None) -> jax.Array:
     """Encodes pictures [rows, height, width, 3] in [-1, 1] to normalised latents [rows, ...].
 
-    As in diffusers, the latents are sampled from the encoder's normal distribution. The standard normal `noise` for
-    this has the shape of the latents; None draws it from the rows' keys.
+    As in diffusers, the latents are sampled from the normal distribution that the encoder predicts. The standard normal
+    `noise` used for sampling has the shape of the latents; None draws it from the rows' keys.
     """
     mean, logvar = jax.lax.map(lambda one: tuple(part[0] for part in vae.encode(one[None])), pictures)
     mean, logvar = (part.astype(at_least_float32(part.dtype)) for part in (mean, logvar))
@@ -26,10 +26,10 @@ def encode_image(vae: AutoencoderKL, key: jax.Array, pictures: jax.Array, noise:
 
 
 def decode_latents(vae: AutoencoderKL, latents: jax.Array, *, tile: int | None = None) -> tuple[jax.Array, jax.Array]:
-    """Decodes latents [rows, ...] to pictures in [0, 1], optionally in tiles.
+    """Decodes latents [rows, ...] to pictures with values in [0, 1], optionally in tiles.
 
     Args:
-        tile: The side of a tile in latent positions; None decodes each picture without tiles.
+        tile: The side length of a tile in latent positions; None decodes each picture without tiles.
 
     Returns:
         Pictures [rows, height, width, 3] in float32 or wider, and bool [rows]: whether each row's latents and picture
@@ -44,7 +44,10 @@ def decode_latents(vae: AutoencoderKL, latents: jax.Array, *, tile: int | None =
 
 
 def _statistics(vae: AutoencoderKL, dtype: Any) -> tuple[Any, Any]:
-    """Returns the mean and standard deviation of an autoencoder's latents: per-channel arrays, or (0, 1) by default."""
+    """Returns the mean and standard deviation of an autoencoder's latents, as arrays with one entry for each channel.
+
+    If the config has none, returns (0, 1).
+    """
     c = vae.config
     if not c.latents_mean:
         return 0.0, 1.0
@@ -53,13 +56,13 @@ def _statistics(vae: AutoencoderKL, dtype: Any) -> tuple[Any, Any]:
 
 
 def latent_sizes(net: UNetConfig, auto: AutoencoderConfig) -> Sizes:
-    """Returns the picture sizes of a UNet with an autoencoder."""
+    """Returns the picture sizes that a UNet and an autoencoder support."""
     height, width = net.sample_size if isinstance(net.sample_size, tuple) else (net.sample_size,) * 2
     return Sizes(auto.latent_channels, auto.factor, auto.factor, (height * auto.factor, width * auto.factor))
 
 
 def check_channels(net: UNetConfig, auto: AutoencoderConfig, more: int = 0) -> None:
-    """Checks that a UNet takes an autoencoder's latents plus `more` further channels, and returns latents.
+    """Checks that a UNet takes an autoencoder's latents with `more` additional channels, and that it returns latents.
 
     Raises:
         ValueError: The numbers of channels do not match.

@@ -1,11 +1,11 @@
-"""Rules that recognise the family for which a LoRA was trained by the names and sizes of its layers."""
+"""Rules that use the names and sizes of a LoRA's layers to recognise the family for which it was trained."""
 
 import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-# {layer name: (outputs, inputs)} of the weights that a file changes; () if the size is unknown. The layer names are
-# those of the file with dots replaced by underscores.
+# {layer name: (outputs, inputs)}, the sizes of the weights that a file changes; () if a size is unknown. The layer
+# names are as in the file, but with underscores instead of dots.
 Sizes = Mapping[str, tuple[int, ...]]
 
 
@@ -17,27 +17,33 @@ class LoraKind(NamedTuple):
 
 
 def attends_to(width: int) -> Callable[[Sizes], bool]:
-    """Returns a test for Stable Diffusion's UNets: a multiple of 320 channels, and attention to text of this width."""
+    """Returns a test for Stable Diffusion UNets that attend to text of the given width.
+
+    In these UNets, the numbers of channels are multiples of 320.
+    """
     return lambda sizes: any(
         size[1:2] == (width,) and size[0] % 320 == 0 for name, size in sizes.items() if re.search(_ATTENTION, name)
     )
 
 
 def has(pattern: str, width: int | None = None) -> Callable[[Sizes], bool]:
-    """Returns a test for a layer whose name matches the pattern and that, if `width` is given, has `width` inputs."""
+    """Returns a test that passes if the name of any layer matches the pattern.
+
+    If `width` is given, that layer must have `width` inputs.
+    """
     return lambda sizes: any(
         width is None or size[1:2] == (width,) for name, size in sizes.items() if re.search(pattern, name)
     )
 
 
 def any_of(*tests: Callable[[Sizes], bool]) -> Callable[[Sizes], bool]:
-    """Returns a test that passes if any of these tests passes."""
+    """Returns a test that passes if any of the given tests passes."""
     return lambda sizes: any(test(sizes) for test in tests)
 
 
 _ATTENTION = r"(?:down|up|mid|input|output|middle)_blocks?_.*attn2_to_[kv]"
 _ROOT = r"^(lora_unet_|lora_transformer_|transformer_|diffusion_model_)?"
-# Families whose checkpoints this library cannot load. The first match decides.
+# Families whose checkpoints this library cannot load. If several match, the first one is used.
 FOREIGN = (
     LoraKind("Stable Cascade", has(r"^lora_prior_")),
     LoraKind("HiDream", has(r"double_stream_blocks_\d+|single_stream_blocks_\d+")),

@@ -11,7 +11,7 @@ from sega_jax.systems.programs import LOW_RES, recorded_call
 
 
 class LowResNoise(NamedTuple):
-    """The forward process that adds noise to low-resolution pictures. Noise levels are its timesteps."""
+    """The forward process that adds noise to low-resolution pictures. A noise level is a timestep of this process."""
 
     scheduler: Scheduler
     max_level: int  # the highest noise level
@@ -24,20 +24,23 @@ class Upscaling(NamedTuple):
 
 
 class LowResCondition(NamedTuple):
-    """The low-resolution picture of every row. The network takes signal * picture + noise * z."""
+    """The low-resolution picture of every row.
+
+    The network's input is signal * picture + noise * z, where z is normal noise.
+    """
 
     picture: Any  # [rows, height, width, 3] in [-1, 1], without noise
-    level: Any  # int32 [rows], the training timestep with this amount of noise, which is an input of the network
+    level: Any  # int32 [rows], the training timestep with the same amount of noise, which is an input of the network
     signal: Any  # [rows]
     noise: Any  # [rows]
     fresh: Any  # bool [rows], whether z is drawn at every call instead of once
-    z: Any = None  # [rows, 1 or calls, height, width, 3] with the state's height and width; None draws it
+    z: Any = None  # z as [rows, 1 or calls, height, width, 3], with the state's height and width; None draws it
 
 
 def noised(key: jax.Array, low_res: LowResCondition, call: Row) -> jax.Array:
-    """Returns the noisy low-resolution pictures of this call, [rows, height, width, 3].
+    """Returns the noisy low-resolution pictures for one model call, [rows, height, width, 3].
 
-    All branches of a row get the same noise, so that it does not contribute to the differences between them. The
+    All branches of a row get the same noise, so that it does not affect the differences between their predictions. The
     original DeepFloyd-IF code instead draws separate noise for the conditional and the unconditional branch.
     """
     dtype = low_res.picture.dtype
@@ -60,7 +63,7 @@ def _select(z: Any, call: Row) -> jax.Array:
 def resized(picture: jax.Array, size: tuple[int, ...]) -> jax.Array:
     """Resizes pictures [rows, ..., channels] to [rows, *size, channels] by linear interpolation along each axis.
 
-    The outermost positions stay in place, as with `align_corners=True` in torch.
+    The centres of the corner pixels stay in place, as with `align_corners=True` in torch.
     """
     for axis, count in enumerate(size, 1):
         old_count = picture.shape[axis]

@@ -1,4 +1,4 @@
-"""Single-file checkpoints of Stable Diffusion 1.x, 2.x and XL, in the naming of the original repositories."""
+"""Single-file checkpoints of Stable Diffusion 1.x, 2.x and XL, with the tensor names of the original repositories."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -20,13 +20,13 @@ from sega_jax.weights.original_names import (
 from sega_jax.weights.single_file import Original, Shapes, SingleFile
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
-# Stable Diffusion 1.x has OpenAI's text encoder, 2.x has OpenCLIP's, and XL has both.
+# Stable Diffusion 1.x uses OpenAI's text encoder, 2.x uses OpenCLIP's, and XL uses both.
 CLIP, OPENCLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
 CLIP_XL, OPENCLIP_XL = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
 
-# Contains folders in diffusers layout without weights and vocabularies.
+# A folder of checkpoints in diffusers layout that contain neither weights nor vocabularies.
 _PUBLISHED = Path(__file__).parent / "published"
-# {folder: the repository with its vocabulary}
+# {folder: the repository that contains its vocabulary}
 _VOCABULARIES = {
     "sd-1.5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "sd-2.1": "stabilityai/stable-diffusion-2-1",
@@ -37,7 +37,7 @@ _VOCABULARIES = {
 # The refiner's only text encoder is OpenCLIP's.
 _REFINER = "conditioner.embedders.0.model."
 _EDM = {"edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min"}
-_SIZES = f"{UNET}label_emb.0.0.weight"  # embeds the picture sizes and the pooled text in XL's UNet
+_SIZES = f"{UNET}label_emb.0.0.weight"  # the layer that embeds the picture sizes and the pooled text in XL's UNet
 
 _NOT_OF_VAE = r"(?!(encoder|decoder|quant_conv|post_quant_conv)\.)"
 _NOT_OF_TEXT = r".*(position_ids|text_projection(\.weight)?|logit_scale|attn_mask)$"
@@ -45,7 +45,7 @@ _NOT_OF_PROJECTED_TEXT = r".*(position_ids|logit_scale|attn_mask)$"
 
 
 def _last_of_openclip(text_encoder: Any) -> str:
-    """Returns the prefix of OpenCLIP's last layer, which is in files of Stable Diffusion 2.x but is not used."""
+    """Returns the prefix of OpenCLIP's last layer, which Stable Diffusion 2.x files contain but do not use."""
     return f"transformer.resblocks.{text_encoder.config.num_hidden_layers}."
 
 
@@ -71,7 +71,8 @@ def _refuse(path: Path, shapes: Shapes) -> None:
 def _published(path: Path, shapes: Shapes, prediction_type: str | None) -> Path:
     """Returns the folder with the configs of Stable Diffusion 1.5, 2.1 or 2.1-base.
 
-    A file does not say what its model predicts. For 2.x, `prediction_type=None` means v-prediction, as in diffusers.
+    The file itself does not state its model's prediction type. For 2.x, `prediction_type=None` means v-prediction, as
+    in diffusers.
     """
     second = "sd-2.1-base" if prediction_type == "epsilon" else "sd-2.1"
     return _folder(path, shapes, 1, {768: "sd-1.5", 1024: second})
@@ -82,7 +83,7 @@ def _published_xl(path: Path, shapes: Shapes, _prediction_type: str | None) -> P
 
 
 def _folder(path: Path, shapes: Shapes, block: int, names: Mapping[int, str]) -> Path:
-    """Returns the folder of configs for the width of the text to which this input block of the UNet attends."""
+    """Returns the folder of configs for a file, chosen by the text width in the given input block of its UNet."""
     width = shapes.get(f"{UNET}input_blocks.{block}.1.transformer_blocks.0.attn2.to_k.weight", (0,))[-1]
     if width not in names:
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Paella, version 3: a grid of tokens, ByT5 and CLIP text, and a network that predicts logits.
+"""Paella, version 3, which uses a grid of tokens, ByT5, CLIP and a network that predicts logits.
 
 Source: Rampas et al. 2022, arXiv 2211.07292. Guidance is applied to the logits [rows, height, width, labels] before
 they are divided by the temperature.
@@ -46,8 +46,8 @@ _CHUNK = 64  # the number of calls recorded at once; replayed records are padded
 class Models(NamedTuple):
     """The networks of a checkpoint.
 
-    Without ByT5, words cannot be encoded. Without CLIP, the denoiser gets no CLIP text embedding, and without the prior
-    no picture embedding for the prompt.
+    Without ByT5, strings cannot be encoded. Without CLIP, the denoiser gets no CLIP text embedding. Without the prior,
+    it gets no picture embedding for the prompt.
     """
 
     byt5: T5EncoderModel | None
@@ -66,7 +66,7 @@ class Models(NamedTuple):
         vqgan: Mapping[str, Any] | VQModel,
         attention: str = "xla",
     ) -> "Models":
-        """Builds networks, whose parameters are only shapes, from their config.json; existing networks are kept.
+        """Builds networks from their configs, with shapes instead of parameters; existing networks are kept.
 
         Raises:
             ValueError: A config is not supported, or the networks do not fit each other.
@@ -95,7 +95,7 @@ class Models(NamedTuple):
 
 
 class Predictor(NamedTuple):
-    """The network and the array that the denoiser and the solver take."""
+    """What sampling needs from the models: the denoising network, and the codebook that the solver uses."""
 
     net: Paella
     codebook: Any  # [labels, channels], for choice="nearest"
@@ -111,19 +111,19 @@ class PaellaStatic(NamedTuple):
 class PaellaSettings(NamedTuple):
     """The arrays that Paella keeps in `Settings.own`."""
 
-    influence: Any  # [rows, 2], applies to the prompt only
+    influence: Any  # [rows, 2], applied only to the prompt's branch
 
 
 def table(call: PaellaCall, scheduler: None = None) -> Row:
     """Returns the schedule's table for a call."""
     del scheduler
-    assert isinstance(call.temperature, tuple)  # the check of the call converts a number to a pair
+    assert isinstance(call.temperature, tuple)  # `Call` has already converted a single number to a pair
     renoise_steps = int(call.steps * RENOISED) if call.renoise_steps is None else call.renoise_steps
     return renoising(call.steps, renoise_steps=renoise_steps, temperature=call.temperature)
 
 
 def static(call: PaellaCall, scheduler: None = None) -> PaellaStatic:
-    """Returns the compile-time options of a call."""
+    """Returns the compile-time options for a call."""
     del scheduler
     return PaellaStatic(call.choice, call.centred)
 
@@ -135,7 +135,7 @@ def sizes(models: Models) -> Sizes:
 
 
 def setup(call: PaellaCall, given: Given) -> Setup:
-    """Checks the arguments against the checkpoint and sets up the call.
+    """Checks that a call's arguments fit the checkpoint, and sets up the call.
 
     Raises:
         ValueError: A size, token grid or influence does not fit the checkpoint, or a record is too large.
@@ -161,10 +161,10 @@ def setup(call: PaellaCall, given: Given) -> Setup:
 
 
 def _check_memory(what: str, grids: int, shape: tuple[int, int, int], given: Given) -> None:
-    """Raises ValueError if this number of logit grids per row exceeds the devices' memory limit.
+    """Raises a ValueError if the given number of logit grids per row needs more memory than allowed per device.
 
     Args:
-        what: The argument that needs them, for the error message.
+        what: The argument that needs the logits, to show in the error message.
     """
     size = grids * given.rows * int(np.prod(shape)) * given.dtype.itemsize
     if size > _MAX_LOGITS * given.devices:
@@ -189,7 +189,7 @@ def _grid(grid: np.ndarray, rows: int, shape: tuple[int, int, int]) -> np.ndarra
 def initial(
     settings: Settings, x: Any, scale: Any, clean: Any, signal: Any, *, shape: tuple[int, ...], dtype: Any
 ) -> jax.Array:
-    """Returns the initial grid of tokens: x, or a uniformly drawn grid if x is None."""
+    """Returns the initial grid of tokens: x, or uniformly drawn tokens if x is None."""
     del scale, clean, signal, dtype
     if x is not None:
         return x
@@ -201,7 +201,7 @@ def initial(
 def denoiser(
     predictor: Predictor, text: paella_text.PaellaText, settings: Settings, own: PaellaStatic, x: jax.Array
 ) -> Callable[[jax.Array, Row], Predictions]:
-    """Returns (x, call) -> the logits of all branches. The network projects the text once for all calls."""
+    """Returns a function (x, call) -> the logits of all branches. The network projects the text once for all calls."""
     net, branches = predictor.net, text.mask.shape[1]
     texts = net.project(condition(net, text, settings.own.influence))
 
@@ -212,7 +212,7 @@ def denoiser(
 
 
 def solver(predictor: Predictor | None, settings: Settings, own: PaellaStatic) -> Solver:
-    """Returns the solver. Without a predictor, only its `init` may be used."""
+    """Returns the solver. Without a predictor, only the solver's `init` may be used."""
     del settings
     if predictor is None:
         return mark_broken_rows(renoise(choice="argmax"))
@@ -220,7 +220,7 @@ def solver(predictor: Predictor | None, settings: Settings, own: PaellaStatic) -
 
 
 def draw(predictor: Predictor, settings: Settings, x: jax.Array) -> Callable:
-    """Returns (call, shape) -> the random numbers of a call."""
+    """Returns a function (call, shape) -> the random numbers for a call."""
     dtype = at_least_float32(predictor.net.byt5_mapper.kernel[...].dtype)
 
     def noise(call, shape):
@@ -230,14 +230,14 @@ def draw(predictor: Predictor, settings: Settings, x: jax.Array) -> Callable:
 
 
 def chances(key: jax.Array, call: jax.Array, shape: tuple[int, ...], dtype: Any) -> Chances:
-    """Draws the random numbers of a call from typed keys [rows]; `shape` is the shape of each row's logits."""
+    """Draws the random numbers for a call from typed keys [rows]; `shape` is the shape of each row's logits."""
     keys = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(k, call)))(key)
     gumbel = jax.vmap(lambda k: jax.random.gumbel(k, shape, dtype))(keys[:, 0])
     return Chances(gumbel, jax.vmap(lambda k: jax.random.uniform(k, shape[:-1], dtype))(keys[:, 1]))
 
 
 def condition(net: Paella, text: paella_text.PaellaText, influence: Any) -> Condition:
-    """Returns the condition of all branches, [rows * branches, ...]; the branches of a row are adjacent.
+    """Returns the network's conditioning for all branches, [rows * branches, ...]; the branches of a row are adjacent.
 
     The picture embedding and the call's influence apply only to the prompt's branch.
     """
@@ -280,7 +280,7 @@ def predict(
 
 
 def decode(vqgan: VQModel, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Decodes tokens [rows, height, width] to pictures in [0, 1].
+    """Decodes tokens [rows, height, width] to pictures with values in [0, 1].
 
     Returns:
         Pictures [rows, height, width, 3] in float32 or wider, and bool [rows]: whether each row is finite.
@@ -291,7 +291,7 @@ def decode(vqgan: VQModel, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def mark_broken_rows(solver: Solver) -> Solver:
-    """Returns a solver that sets all tokens of a row to -1 once its logits are not finite (integers cannot be NaN)."""
+    """Returns a solver that sets all tokens of a row to -1 once its logits are not finite. Integers cannot be NaN."""
 
     def update(x, state, estimate, aux, call, draw):
         after, state = solver.update(x, state, estimate, aux, call, draw)

@@ -11,7 +11,7 @@ from sega_jax.method.checks import brief, check_float
 from sega_jax.method.solvers import CHOICES
 from sega_jax.systems.call import PICTURES, Call
 
-# From the published inference scripts: the share of steps that renoise tokens, and the temperatures.
+# The share of steps that add noise to tokens again, and the temperatures, as in the published inference scripts.
 RENOISED, TEMPERATURE = 26 / 32, (1.2, 0.2)
 MAX_STEPS = 2**20
 
@@ -52,8 +52,8 @@ class TokenGrid(Kind):
 class PaellaCall(Call):
     """The arguments of a Paella call, with the defaults of the published inference scripts.
 
-    The authors' own code for semantic guidance in Paella adds s (e - u) after the warm-up. Edits with threshold=0 and
-    momentum_scale=0 do the same.
+    The SEGA authors' own code for Paella adds s (e - u) after the warm-up. Edits with threshold=0 and momentum_scale=0
+    do the same.
     """
 
     steps: Any = changed(Call, "steps", 32, kind=Integer(1, MAX_STEPS))

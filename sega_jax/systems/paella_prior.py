@@ -1,4 +1,4 @@
-"""Sampling from Paella's prior, which draws picture embeddings for text embeddings."""
+"""Sampling from Paella's prior, which draws picture embeddings conditioned on text embeddings."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ def sample_prior(prior: PriorModel, text: jax.Array, noise: jax.Array) -> jax.Ar
     Args:
         text: Text embeddings [rows, channels].
         noise: Standard normal noise [1 + calls, rows, channels] in float32 or wider: the initial state, followed by the
-            noise of every call. The last call's noise has no effect.
+            noise for every call. The last call's noise has no effect.
 
     Returns:
         Embeddings [rows, channels] in the dtype of the noise.
@@ -40,8 +40,8 @@ def sample_prior(prior: PriorModel, text: jax.Array, noise: jax.Array) -> jax.Ar
 def _table(calls: int) -> tuple[np.ndarray, ...]:
     """Returns the cosine schedule (Nichol & Dhariwal 2021), clipped as in the published code.
 
-    The columns, each [calls], are the noise level, the share of signal (alpha bar), the step's share of signal (alpha),
-    and the share of noise after the step (1 - alpha bar, 0 after the last step).
+    The columns, each [calls], are the noise level, alpha bar, the step's alpha, and 1 - alpha bar after the step (0
+    after the last step).
     """
     t = np.linspace(1, 0, calls + 2)[1:]
     shift = 0.008

@@ -20,7 +20,7 @@ from sega_jax.text.tokenizers import ByteTokenizer, Tokenizer
 
 @conditioning
 class PaellaText(Text):
-    """Text conditioning of Paella. Texts are padded to a common length; masked bytes have no effect.
+    """Text conditioning of Paella. Texts are padded to the same length; masked bytes have no effect.
 
     Example:
         >>> import numpy as np
@@ -33,21 +33,21 @@ class PaellaText(Text):
     mask: Any  # bool [texts, bytes], False for padding
     clip: Any  # [texts, channels], the CLIP embeddings; None if no text has one
     has_clip: Any  # bool [texts]
-    image: Any = None  # [texts, channels], the picture embeddings (only the prompt's branch uses them); or None
+    image: Any = None  # [texts, channels], the picture embeddings, which only the prompt's branch uses; or None
 
 
 class Ids(NamedTuple):
-    """The tokens of texts."""
+    """The token ids of texts, for ByT5 and CLIP."""
 
     byt5: Any  # int32 ids and mask [texts, 2, bytes]
     clip: Any  # int32 [texts, tokens]; None without CLIP
 
 
 def encode(networks: tuple[Any, Any], ids: Ids) -> PaellaText:
-    """Encodes tokens.
+    """Encodes texts from their token ids.
 
     Raises:
-        ValueError: The networks include CLIP, but there are no tokens for it.
+        ValueError: The networks include CLIP, but there are no token ids for it.
     """
     byt5, clip = networks
     if clip is not None and ids.clip is None:
@@ -63,7 +63,7 @@ def encode(networks: tuple[Any, Any], ids: Ids) -> PaellaText:
 def read(
     words: Sequence[str], tokenizer: tuple[Any, Any], encode: Encode, warn: Callable[[str], None]
 ) -> list[PaellaText]:
-    """Tokenizes and encodes words; each text keeps its own length without padding."""
+    """Tokenizes and encodes strings, without padding them to the same length."""
     byt5, clip = tokenizer
     ids = Ids(byt5(words, warn=warn), None if clip is None else clip(words, warn=warn))
     texts = []
@@ -112,10 +112,10 @@ def join(texts: Sequence[PaellaText], blank: Callable[[], PaellaText]) -> Paella
 
 
 def sample_prior(prior: PriorModel, text: PaellaText, key: jax.Array) -> PaellaText:
-    """Adds picture embeddings of the prompts to a text [rows, branches, ...], drawn with each row's key.
+    """Draws picture embeddings for the prompts with each row's key, and adds them to a text [rows, branches, ...].
 
-    All branches get the embedding, but only the prompt's branch uses it. A text without CLIP embeddings does not
-    change.
+    All branches get the embedding, but only the prompt's branch uses it. A text without CLIP embeddings is returned
+    unchanged.
     """
     if text.clip is None:
         return text
@@ -126,7 +126,7 @@ def sample_prior(prior: PriorModel, text: PaellaText, key: jax.Array) -> PaellaT
 
 
 def tokenizer(folder: Path, models: Any, override: Any) -> tuple[ByteTokenizer | None, Tokenizer | None]:
-    """Returns the tokenizers of ByT5 and CLIP; None stands for a missing network. ByT5's tokenizer needs no files.
+    """Returns the tokenizers of ByT5 and CLIP, with None if the network is missing. ByT5's tokenizer needs no files.
 
     A user's pair of tokenizers is returned unchanged.
 

@@ -19,9 +19,10 @@ from sega_jax.method.sample import Carry, nothing, sample
 from sega_jax.method.solvers import Solver
 from sega_jax.systems.base import Record, Sampler, Settings, Static, System
 
-# These numbers are folded into a row's key for the initial noise, a low-resolution picture's noise, the latents of a
-# picture to start from, and a prior. For the noise of call i, i is folded in. The last two numbers are equal and must
-# stay equal, because the noise of existing seeds depends on them. Therefore no family may use both.
+# These numbers are folded into a row's key to draw the initial noise, the noise of a low-resolution picture, the
+# latents of a picture to start from, and the prior's noise. To draw the noise for call i, i is folded in. The last two
+# numbers are equal and must stay equal, because the noise of existing seeds depends on them. Therefore no family may
+# use both.
 INITIAL, LOW_RES, POSTERIOR, PRIOR = 2**32 - 1, 2**32 - 2, 2**32 - 3, 2**32 - 3
 
 
@@ -37,17 +38,18 @@ def start(
     shape: tuple[int, ...],
     dtype: Any,
 ) -> Carry:
-    """Returns the carry before the first call.
+    """Returns the carry of the sampling loop before the first call.
 
     Args:
         x: The initial state or noise; None draws it.
-        scale: The table's `initial_scale`, or its first share of noise if sampling starts from pictures.
+        scale: The factor for x: the table's `initial_scale`, or the share of noise at the first call if sampling starts
+            from pictures.
         clean: The encoded pictures to start from, [rows, *shape], or None.
         signal: The share of `clean` at the first call.
         shape: The shape of a row's predictions.
     """
     x = sampler.initial(settings, x, scale, clean, signal, shape=shape, dtype=dtype)
-    # At this point, the guidance rules need only the shapes of the predictions.
+    # At this point, only the shapes of the predictions matter to the guidance rules.
     branch: Any = jax.ShapeDtypeStruct((len(x), *shape), dtype)
     concepts: Any = jax.ShapeDtypeStruct((len(x), settings.n, *shape), dtype)
     preds = Predictions(branch, branch, concepts)
@@ -65,12 +67,12 @@ def advance(
     static: Static,
     concepts: int | None = None,
 ) -> tuple[Carry, Record | None]:
-    """Runs the calls of a chunk of the schedule. Whatever depends only on the text is computed once for all calls.
+    """Runs the model calls of a chunk of the schedule. Work that depends only on the text is done once for all calls.
 
     Args:
         text: The family's text conditioning, [rows, 2 + n, ...].
         carry: The carry from `start` or from the previous chunk.
-        table: Lines of the schedule's table; some may be padding.
+        table: The chunk's lines of the schedule's table; some may be padding.
         concepts: The number of leading concepts to predict; the others must have no effect on these calls
             (`sega_jax.pipelines.execution.active_concepts`). None predicts all n.
 
@@ -101,7 +103,7 @@ def advance(
 
 
 def given_noise(noise: Any) -> Callable:
-    """Returns (call, shape) -> the noise of a call, taken from arrays [rows, calls, ...]."""
+    """Returns a function (call, shape) -> the noise for a call, taken from arrays [rows, calls, ...]."""
 
     def draw(call, shape):
         del shape
@@ -120,13 +122,13 @@ def fork(
     sampler: Sampler,
     static: Static,
 ) -> Carry:
-    """Returns the carry of rows that continue from a shared prefix; the momentum is computed for each row's own edits.
+    """Returns the carry for rows that continue from shared first calls; the momentum is computed for each row's edits.
 
     Args:
         x: The states [rows, ...].
         solver: The solver's state, with the rows as first axis of every array.
-        calls: The number of model calls in the prefix.
-        past: The predictions of these calls, [rows, at least `calls`, ...] in float32.
+        calls: The number of shared model calls.
+        past: The predictions of the shared calls, float32 [rows, at least `calls`, ...].
     """
     rule = guidance(settings, static)
     past = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), past)
@@ -152,7 +154,7 @@ def row_axes(solver: Solver, x: Any) -> Any:
 
 
 def complete(preds: Predictions, settings: Settings) -> Predictions:
-    """Gives concepts that were not predicted the unconditional prediction, so that their edit direction is zero."""
+    """Sets missing concept predictions to the unconditional prediction, so that their edit directions are zero."""
     if preds.edits is None:
         return preds
     missing = settings.n - preds.edits.shape[1]
@@ -162,7 +164,7 @@ def complete(preds: Predictions, settings: Settings) -> Predictions:
 def guidance(settings: Settings, static: Static) -> optax.GradientTransformation:
     """Returns the chain of guidance rules that the settings enable.
 
-    The order is classifier-free guidance, rescaling, semantic guidance, replayed guidance.
+    The rules are applied in the order classifier-free guidance, rescaling, semantic guidance, replayed guidance.
     """
     links = [cfg(settings.guidance_scale)]
     if settings.guidance_rescale is not None:
@@ -175,14 +177,15 @@ def guidance(settings: Settings, static: Static) -> optax.GradientTransformation
 
 
 def recorder(settings: Settings, static: Static) -> Callable[..., Record | None]:
-    """Returns the `keep` function for `sample`, which records each call if `static.record` is set."""
+    """Returns `sample`'s argument `keep`, a function that records each call if `static.record` is set."""
 
     def keep(x, preds, guided, state):
         uncond, cond, edits = (p.astype(at_least_float32(p.dtype)) for p in preds[:3])
         added = jnp.zeros_like(uncond)
         if settings.edits is None:
             return Record(added, uncond, cond, None)
-        # This applies semantic guidance to zero to isolate its contribution. The compiler merges the two computations.
+        # To isolate its contribution, semantic guidance is applied to zero. The compiler merges this with the guidance
+        # of the sampling loop.
         sega_state = next(link for link in state if isinstance(link, SegaState))
         added, _ = _sega(settings, static).update(added, sega_state, preds)
         return Record(added, uncond, cond, edits)
@@ -196,7 +199,7 @@ def _sega(settings: Settings, static: Static) -> optax.GradientTransformation:
 
 
 def recorded_call(record: Any, call: Any) -> Any:
-    """Selects one call of a record [rows, calls, ...]."""
+    """Returns one call's entries of a record [rows, calls, ...]."""
     return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, call, 1, keepdims=False), record)
 
 
@@ -225,7 +228,7 @@ def generate(
     static: Static,
     decode: Mapping[str, Hashable] = MappingProxyType({}),
 ) -> jax.Array:
-    """Makes pictures from tokens, as one pure function for all families.
+    """Generates pictures from tokens, as one pure function for all families.
 
     It is meant for research, gradients and export. `Pipeline.as_function` returns it with the arguments of a call. An
     upscaler's low-resolution picture is part of `settings.own`.
@@ -237,13 +240,13 @@ def generate(
         x: The initial state or noise; None draws it.
         picture: Pictures to start from, [rows, height, width, 3] in [-1, 1], if the family supports this; or None.
         picture_noise: Standard normal noise [rows, *shape] for sampling the pictures' latents; None draws it.
-        text: The family's text conditioning for the first branches, [rows, branches, ...]; `ids` then holds the
-            remaining branches, or is None if there are none.
+        text: The family's text conditioning for the first branches, [rows, branches, ...]. If it is given, `ids`
+            contains only the remaining branches, or is None if there are none.
         shape: The height, width and channels of a row's predictions.
-        decode: Static arguments for the family's `decode`.
+        decode: Compile-time arguments for the family's `decode`.
 
     Returns:
-        Pictures [rows, height, width, 3] in [0, 1], float32 or wider. No safety checker examines them.
+        Pictures [rows, height, width, 3] in [0, 1], float32 or wider. They are not checked by a safety checker.
     """
     sampler = system.sampler
     text = _branches(system, models, ids, text, settings.key)

@@ -1,4 +1,4 @@
-"""The registry of families, which also recognises the family of a checkpoint.
+"""The registry of families, and functions that recognise a checkpoint's family.
 
 Other packages add families with `register`, or with an entry point in the group `sega_jax.systems` that names a
 `System`:
@@ -71,7 +71,7 @@ def register(system: System) -> System:
         raise TypeError(
             f"the family {system.name}'s call={brief(system.call)} should be a dataclass, a subclass of Call"
         )
-    systems()  # registers installed families first, so that this family replaces an installed one of the same name
+    systems()  # loads installed families first, so that the new family replaces an installed one with the same name
     _registered.pop(system.name, None)
     _registered[system.name] = system
     return system
@@ -159,7 +159,7 @@ def single_files() -> list[SingleFile]:
 
 
 def recognise_file(path: Path, shapes: Shapes) -> SingleFile:
-    """Returns the description that fits a single file, judging by the names and shapes of its tensors.
+    """Returns the single-file description that fits a file, judging by the names and shapes of its tensors.
 
     Raises:
         CheckpointError: The file belongs to no family, or is an unsupported variant.
@@ -174,9 +174,9 @@ def recognise_file(path: Path, shapes: Shapes) -> SingleFile:
 
 
 def adapters_of(models: Any) -> AdapterNames:
-    """Returns a family's names in LoRA and textual inversion files; they are empty if the family supports neither.
+    """Returns a family's names for LoRA and textual-inversion files; they are empty if the family supports neither.
 
-    If several families that support such files have this type of networks, the one that was registered last is used.
+    If several families that support such files use the same type for `models`, the one registered last is chosen.
     """
     system = _family_with_adapters(models)
     return AdapterNames() if system is None else system.checkpoint.adapters
@@ -190,7 +190,10 @@ def _family_with_adapters(models: Any) -> System | None:
 
 
 def lora_families(models: Any) -> Families:
-    """Returns two functions that name the family of a LoRA and of a checkpoint, given the sizes of their layers."""
+    """Returns two functions: one names a LoRA's family, the other a checkpoint's family.
+
+    Both take the sizes of all layers.
+    """
     system = _family_with_adapters(models)
     adapters = [one.checkpoint.adapters for one in systems().values() if one.checkpoint.adapters is not None]
     kinds = [*FOREIGN, *(kind for names in adapters for kind in names.kinds)]
@@ -204,7 +207,7 @@ def lora_families(models: Any) -> Families:
 
 
 def families_with(argument: str) -> list[str]:
-    """Returns the titles of the families whose calls have this argument."""
+    """Returns the titles of the families whose calls take the given argument."""
     return [system.title for system in systems().values() if argument in arguments(system.call)]
 
 
@@ -214,7 +217,7 @@ def in_words(titles: Sequence[str]) -> str:
 
 
 def adapter_refusal(system: System, option: str) -> str | None:
-    """Returns a sentence if a family does not support the option "lora" or "textual_inversion", otherwise None."""
+    """Returns a message if a family does not support the option "lora" or "textual_inversion", otherwise None."""
     names = system.checkpoint.adapters or AdapterNames()
     if option == "lora" and not names.lora:
         return f"{system.title} does not support LoRA"
@@ -228,7 +231,7 @@ def check_adapters(system: System, given: Mapping[str, Any], what: Callable[[str
 
     Args:
         given: {option: value} for "lora" and "textual_inversion"; None means that the option is not used.
-        what: A function from the name of an option to its name in error messages.
+        what: A function that maps an option's name to the name to show in error messages.
 
     Raises:
         ValueError: The family does not support an option.

@@ -1,4 +1,4 @@
-"""Stable Diffusion XL (Podell et al. 2023): latents, two CLIP text encoders, and a UNet with size conditioning."""
+"""Stable Diffusion XL (Podell et al. 2023), with latents, two CLIP text encoders and a UNet with size conditioning."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -31,13 +31,13 @@ from sega_jax.weights.textual_inversion import TextEncoders
 
 _SIZE = Pair(Integer(1, MAX_PIXELS), "two whole numbers, or two for each picture")
 _CORNER = Pair(Integer(0, MAX_PIXELS), "two whole numbers, or two for each picture")
-# Layers that occur only in LoRAs of this family.
+# A pattern for layer names that occur only in this family's LoRAs.
 _OWN_LAYERS = r"^(lora_te2|text_encoder_2|(text_encoders_)?clip_g)_|blocks?_.*_transformer_blocks_[1-9]_|add_embedding"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class SDXLCall(ClipCall, StartingCall):
-    """The arguments of a call of Stable Diffusion XL, with diffusers' defaults.
+    """The arguments for calling Stable Diffusion XL, with diffusers' defaults.
 
     Without a negative prompt, the unconditional text is all zeros, or the encoded empty text if
     `force_zeros_for_empty_prompt` is false in model_index.json.
@@ -91,7 +91,7 @@ class Models(NamedTuple):
         vae: Mapping[str, Any] | AutoencoderKL,
         attention: str = "xla",
     ) -> "Models":
-        """Builds networks, whose parameters are only shapes, from their config.json; existing networks are kept.
+        """Builds networks from their configs, with shapes instead of parameters; existing networks are kept.
 
         Raises:
             ValueError: A config is not supported, or the networks do not fit each other.
@@ -157,7 +157,10 @@ def _spread(name: str, value: Any, given: Given) -> Any:
 
 
 def denoiser(unet: UNet2DConditionModel, text: SDXLText, settings: Any, own: Any, x: Any) -> Any:
-    """Returns (x, call) -> the predictions of all branches. The branches of a row share its size conditioning."""
+    """Returns a function (x, call) -> the predictions of all branches.
+
+    The branches of a row share its size conditioning.
+    """
     sizes = jnp.asarray(settings.own.size_conditioning)[:, None]
     sizes = jnp.broadcast_to(sizes, (*text.pooled.shape[:2], 6))
     return diffusion.denoiser(unet, Context(text.states, text.pooled, sizes), settings, own, x)
@@ -167,7 +170,7 @@ def decode(vae: AutoencoderKL, latents: jax.Array, *, tile: int | None = None) -
     """Decodes latents as `sega_jax.systems.latent_space.decode_latents` does.
 
     As in diffusers, float16 weights are converted to float32 if `force_upcast` is set in the config, because
-    activations would overflow.
+    activations would otherwise overflow.
     """
     return latent_space.decode_latents(_upcast(vae), latents, tile=tile)
 
@@ -186,7 +189,7 @@ def _upcast(vae: AutoencoderKL) -> AutoencoderKL:
 def tokenizer(folder: Path, models: Models, override: Any) -> TokenizerPair:
     """Returns the two tokenizers, which share a vocabulary but use different padding tokens.
 
-    If the user gives a single tokenizer or folder, it is used for both text encoders.
+    If the user passes a single tokenizer or folder, it is used for both text encoders.
 
     Raises:
         TypeError, CheckpointError: A tokenizer has the wrong type or cannot be read.

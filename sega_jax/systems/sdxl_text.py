@@ -30,13 +30,13 @@ class SDXLText(Text):
         SDXLText(states=float32[1, 77, 2048], pooled=float32[1, 1280])
     """
 
-    # hidden states [texts, tokens, channels]; the channels of both text encoders, and the tokens of one or more chunks
+    # hidden states [texts, tokens, channels], with the channels of both text encoders and the tokens of all chunks
     states: Any
     pooled: Any  # the pooled embedding [texts, channels], from the second text encoder and the first chunk
 
 
 def encode(encoders: tuple[CLIPTextModel, CLIPTextModelWithProjection], ids: jax.Array | Skipping) -> SDXLText:
-    """Encodes int32 ids [texts, 2, tokens] from the tokenizers of both text encoders."""
+    """Encodes int32 ids [texts, 2, tokens] from the tokenizers for the two text encoders."""
     one, two = encoders
     ids, skip = ids if isinstance(ids, Skipping) else (ids, None)
     states, pooled = two.states(ids[:, 1], skip)
@@ -54,10 +54,10 @@ def read(
     weighted: bool = False,
     clip_skip: int = 0,
 ) -> list[SDXLText]:
-    """Tokenizes and encodes words; see `read` of `sega_jax.systems.base.TextReader`.
+    """Tokenizes and encodes strings; see `read` of `sega_jax.systems.base.TextReader`.
 
     Args:
-        second: Different words for the second text encoder: one text for all, or one for each text.
+        second: Different strings for the second text encoder: one for all texts, or one for each.
 
     Raises:
         TypeError, ValueError: `second` is neither a string nor a list of strings, it has the wrong number of texts, or
@@ -88,10 +88,10 @@ def _words_of_second(second: Any, texts: int) -> list[str]:
 def joined_chunks(rows: Sequence[SDXLText], weights: np.ndarray, width: int) -> SDXLText:
     """Joins the chunks of one text, and weights the hidden states of each text encoder separately (`weight_states`).
 
-    The pooled embedding is that of the first chunk, without weights, as in AUTOMATIC1111's stable-diffusion-webui.
-    diffusers' community pipeline lpw_stable_diffusion_xl uses the last chunk's instead, also without weights. The first
-    chunk's embedding depends neither on the text after it nor on padding, and it equals the embedding of the truncated
-    prompt. So `long_prompts` only adds information.
+    The pooled embedding comes from the first chunk and ignores the weights, as in AUTOMATIC1111's
+    stable-diffusion-webui. diffusers' community pipeline lpw_stable_diffusion_xl uses the last chunk instead, and also
+    ignores the weights. The first chunk's embedding depends neither on later text nor on padding, and it equals the
+    embedding of the truncated prompt. Therefore, `long_prompts` only adds information.
 
     Args:
         rows: The encoded chunks.
@@ -118,8 +118,8 @@ def length(
 def join(texts: Sequence[SDXLText], blank: Callable[[], SDXLText]) -> SDXLText:
     """Joins texts; shorter ones are padded with chunks of the empty text, which do not change the pooled embedding.
 
-    All-zero texts stand for the absence of text, so they are padded with zeros. The UNet's keys and values for zeros
-    are zero, so the amount of padding has no effect. The encoded empty text would have an effect.
+    All-zero texts represent the absence of text, so they are padded with zeros. Because the UNet's keys and values for
+    zeros are zero, the amount of padding has no effect. Padding with the encoded empty text would have an effect.
     """
     longest = max(text.states.shape[1] for text in texts)
     return clip_text.join([text if text.states.any() else _zeros(text, longest) for text in texts], blank)
@@ -156,7 +156,7 @@ def check(models: Any, tokenizer: TokenizerPair | None, value: Any) -> SDXLText:
 
 
 def _text_shape(models: Any, tokenizer: TokenizerPair | None) -> tuple[int, int, int]:
-    """Returns the number of tokens in a chunk, and the numbers of channels of hidden states and pooled embedding."""
+    """Returns the number of tokens in a chunk, and the widths of the hidden states and the pooled embedding."""
     tokens = models.text_encoder.config.max_position_embeddings if tokenizer is None else tokenizer.length
     net = models.unet.config
     return tokens, net.level("cross_attention_dim", 0), net.pooled_dim

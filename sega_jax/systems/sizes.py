@@ -1,4 +1,4 @@
-"""The sizes of a call's pictures and tiles, and SDXL's size conditioning."""
+"""Functions that check the sizes of a call's pictures and tiles, and build SDXL's size conditioning."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from sega_jax.systems.base import Sizes
 
 
 def state_shape(sizes: Sizes, height: int | None, width: int | None) -> tuple[int, int, int]:
-    """Returns (height, width, channels) of the state for a picture of this size in pixels.
+    """Returns the state's (height, width, channels) for a picture of the given size in pixels.
 
     Raises:
         TypeError, ValueError: A size is not a positive multiple of the checkpoint's factor, or is None and the
@@ -38,11 +38,11 @@ def state_shape(sizes: Sizes, height: int | None, width: int | None) -> tuple[in
 def shape_from(
     sizes: Sizes, height: int | None, width: int | None, image: Sequence[int] | None
 ) -> tuple[int, int, int]:
-    """Returns (height, width, channels) of the state for a call that may start from a picture or enlarge one.
+    """Returns the state's (height, width, channels) for a call that may start from a picture or enlarge one.
 
     Args:
         height, width: The call's arguments, in pixels.
-        image: (height, width) in pixels of the picture that the call starts from or enlarges; None without a picture.
+        image: The (height, width), in pixels, of the picture to start from or to enlarge; None without a picture.
 
     Raises:
         TypeError, ValueError: As for `state_shape`; or the picture's size does not fit the requested one.
@@ -78,7 +78,7 @@ def size_conditioning(
     of the target.
 
     Args:
-        size: (height, width) of the pictures, which is the default of `original_size` and `target_size`.
+        size: The (height, width) of the pictures, which is the default for `original_size` and `target_size`.
         original_size, crops_top_left, target_size: One pair for all rows, or a list with one pair for each row. The
             default of `crops_top_left` is (0, 0).
 
@@ -101,14 +101,14 @@ def _pairs(name: str, value: Any, default: tuple[int, int], rows: int) -> np.nda
 
 
 def tile_side(vae: AutoencoderKL | None, tiled: Any) -> int | None:
-    """Returns the side of a decoder's tiles in positions of the state; None means that tiling is off.
+    """Returns the side length of a decoder's tiles, in latent positions; None means that tiling is off.
 
     Args:
-        tiled: True for tiles of the autoencoder's training size, a side in pixels, or False.
+        tiled: True for tiles of the autoencoder's training size, a side length in pixels, or False for no tiling.
 
     Raises:
-        TypeError, ValueError: The side is not a multiple of 4 times the autoencoder's factor (tiles overlap by a
-            quarter), or there is no autoencoder.
+        TypeError, ValueError: The side length is not a multiple of 4 times the autoencoder's factor (tiles overlap by a
+            quarter of it), or there is no autoencoder.
     """
     if tiled is False:
         return None

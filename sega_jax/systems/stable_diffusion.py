@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x (Rombach et al. 2022): latents, a CLIP text encoder, and a UNet for noise or v."""
+"""Stable Diffusion 1.x and 2.x (Rombach et al. 2022), with latents, a CLIP text encoder and a UNet."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ NETWORKS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class StableDiffusionCall(ClipCall, StartingCall):
-    """The arguments of a call of Stable Diffusion 1.x or 2.x."""
+    """The arguments for calling Stable Diffusion 1.x or 2.x."""
 
 
 class Models(NamedTuple):
@@ -51,7 +51,7 @@ class Models(NamedTuple):
         vae: Mapping[str, Any] | AutoencoderKL,
         attention: str = "xla",
     ) -> "Models":
-        """Builds networks, whose parameters are only shapes, from their config.json; existing networks are kept.
+        """Builds networks from their configs, with shapes instead of parameters; existing networks are kept.
 
         Raises:
             ValueError: A config is not supported, or the networks do not fit each other.
@@ -77,7 +77,7 @@ class Models(NamedTuple):
 
 
 def sizes(models: Models) -> Sizes:
-    """Returns the picture sizes of a checkpoint."""
+    """Returns the picture sizes that a checkpoint supports."""
     return latent_space.latent_sizes(models.unet.config, models.vae.config)
 
 
@@ -96,16 +96,16 @@ def setup(call: StableDiffusionCall, given: Given) -> Setup:
 
 
 def denoiser(unet: UNet2DConditionModel, text: Any, settings: Any, own: Any, x: Any) -> Any:
-    """Returns (x, call) -> the predictions of all branches; see `sega_jax.systems.diffusion.denoiser`."""
+    """Returns a function (x, call) -> the predictions of all branches; see `sega_jax.systems.diffusion.denoiser`."""
     return diffusion.denoiser(unet, text.states, settings, own, x)
 
 
 def recognise(index: Mapping[str, Any]) -> bool:
-    """Returns True: this family takes every checkpoint that no other does, so that errors name the missing parts."""
+    """Returns True, because this family is the fallback: errors then name the parts that the checkpoint lacks."""
     return True
 
 
-# The names of the text encoder's layers in LoRAs for families with one text encoder.
+# LoRA names of the text encoder's layers, for families with one text encoder.
 _ONLY_TEXT = r"^lora_te_.*(self_attn_[qkv]_proj|mlp_fc1)$"
 ADAPTERS = AdapterNames(
     {"text_encoder": adapters.TEXT, "unet": adapters.UNET},

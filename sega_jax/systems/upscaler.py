@@ -1,4 +1,4 @@
-"""The x4 upscaler of Stable Diffusion 2.x: latents conditioned on a noisy low-resolution picture of the same size."""
+"""The x4 upscaler of Stable Diffusion 2.x, whose latents have the size of the noisy low-resolution picture."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ _MAX_NOISE_LEVEL = 350
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class UpscalerCall(ClipCall, ConditionedCall, AutoencodedCall):
-    """The arguments of a call of the x4 upscaler, with diffusers' defaults."""
+    """The arguments for calling the x4 upscaler, with diffusers' defaults."""
 
     steps: Any = changed(DiffusionCall, "steps", 75)
     guidance_scale: Any = changed(DiffusionCall, "guidance_scale", 9.0)
@@ -49,7 +49,7 @@ class Models(NamedTuple):
         vae: Mapping[str, Any] | AutoencoderKL,
         attention: str = "xla",
     ) -> "Models":
-        """Builds networks, whose parameters are only shapes, from their config.json; existing networks are kept.
+        """Builds networks from their configs, with shapes instead of parameters; existing networks are kept.
 
         Raises:
             ValueError: A config is not supported, or the networks do not fit each other.
@@ -74,7 +74,10 @@ TITLE = "Stable Diffusion's x4 upscaler"
 
 
 def sizes(models: Models) -> Sizes:
-    """Returns the picture sizes of a checkpoint. The low-resolution picture has the same size as the latents."""
+    """Returns the picture sizes that a checkpoint supports.
+
+    The low-resolution picture has the same size as the latents.
+    """
     auto = models.vae.config
     return Sizes(auto.latent_channels, auto.factor, auto.factor, None, auto.factor)
 
@@ -97,7 +100,7 @@ def setup(call: UpscalerCall, given: Given) -> Setup:
 
 
 def extras(folder: Path, index: Mapping[str, Any], models: Models) -> Upscaling:
-    """Reads the settings of the noise for low-resolution pictures; model_index.json may limit the noise level.
+    """Reads how to add noise to low-resolution pictures; model_index.json may limit the noise level.
 
     Raises:
         ValueError: The scheduler's config is not supported.
@@ -109,14 +112,14 @@ def extras(folder: Path, index: Mapping[str, Any], models: Models) -> Upscaling:
 
 
 def schedulers(extras: Upscaling) -> dict[str, Scheduler]:
-    """Returns {folder: scheduler} for the scheduler that adds noise to low-resolution pictures."""
+    """Returns {folder: scheduler}, where the scheduler adds noise to low-resolution pictures."""
     return {NOISE: extras.low_res_noise.scheduler}
 
 
 def notice(index: Mapping[str, Any]) -> str | None:
     """Returns a warning if a checkpoint has DeepFloyd-IF's safety checker, which differs from Stable Diffusion's.
 
-    An upscaler has this checker if diffusers saved it as the last stage of DeepFloyd-IF's cascade.
+    diffusers saves an upscaler with this checker if it is the last stage of DeepFloyd-IF's cascade.
     """
     if listed(index, "safety_checker") != "IFSafetyChecker":
         return None

@@ -1,7 +1,7 @@
-"""Preparation of prompts for DeepFloyd-IF: conversion to lower case and, optionally, removal of web-caption clutter.
+"""Functions that prepare prompts for DeepFloyd-IF: lower case and, optionally, removal of web-caption clutter.
 
-The rules, their order and their quirks are those for DeepFloyd-IF's training captions. The results equal those of
-diffusers' IF pipelines with `clean_caption=True`.
+The rules, including their order and quirks, are the ones that were applied to DeepFloyd-IF's training captions. The
+results equal those of diffusers' IF pipelines with `clean_caption=True`.
 """
 
 import html
@@ -19,12 +19,12 @@ _DASHES = (
 
 
 def plain(text: str) -> str:
-    """Returns a text in lower case without surrounding spaces. This is the minimum that is done to every prompt."""
+    """Returns a text in lower case without surrounding spaces. Every prompt is processed at least in this way."""
     return text.lower().strip()
 
 
 def check() -> None:
-    """Checks that the libraries for `clean` are installed.
+    """Checks that the libraries that `clean` needs are installed.
 
     Raises:
         ImportError: ftfy or beautifulsoup4 is missing.
@@ -40,13 +40,13 @@ def check() -> None:
 
 
 def clean(text: str) -> str:
-    """Returns a text in lower case without links, markup, article numbers, file names, shop phrases and the like.
+    """Converts a text to lower case and removes links, markup, article numbers, file names, shop phrases and the like.
 
     All rules run twice, because one rule can expose text that another rule removes. If a text contains a broken
     declaration ("<![x"), its markup is kept, whereas diffusers raises an error.
 
     Raises:
-        ImportError: ftfy or beautifulsoup4 is missing (diffusers would only apply `plain`).
+        ImportError: ftfy or beautifulsoup4 is missing. In this case, diffusers would only do what `plain` does.
     """
     check()
     for rule in _RULES * 2:
@@ -59,7 +59,10 @@ def _replace(pattern: str, by: str = "") -> Callable[[str], str]:
 
 
 def _link(scheme: str) -> str:
-    """Returns a pattern for links with this scheme, and for a host and its path unless followed by "@"."""
+    """Returns a pattern that matches links with the given scheme.
+
+    It also matches a host and path, unless "@" follows.
+    """
     return rf"\b(?:{scheme}:(?:/{{1,3}}|[a-zA-Z0-9%])|[a-zA-Z0-9.-]+\.(?:{_DOMAINS})[\w/-]*\b/?(?!@))"
 
 
@@ -67,14 +70,14 @@ def _without_tags(text: str) -> str:
     import bs4
 
     try:
-        # BeautifulSoup warns about strings that look like a link or a path. It does not warn about file objects.
+        # BeautifulSoup warns about strings that look like links or paths, but not about file objects.
         return bs4.BeautifulSoup(io.StringIO(text), "html.parser").text
     except bs4.ParserRejectedMarkup:
         return text
 
 
 def _spaced(text: str) -> str:
-    """Replaces hyphens and underscores by spaces if there are more than three, because they then join words."""
+    """Replaces hyphens and underscores by spaces if there are more than three. They then probably separate words."""
     hyphens = re.compile("[-_]")
     return hyphens.sub(" ", text) if len(hyphens.findall(text)) > 3 else text
 

@@ -1,6 +1,6 @@
-"""Functions for a checkpoint's JSON files and other paths, and the error for unusable checkpoints.
+"""Functions that read JSON files, hash files and resolve paths, and the error for unusable checkpoints.
 
-The error is defined in the lowest-level package that reads files, so that all other packages can raise it.
+The error is defined here, in the lowest-level package that reads files, so that all other packages can raise it.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def sha256(path: str | Path) -> str:
-    """Returns the SHA-256 digest of a file in hexadecimal digits.
+    """Returns the SHA-256 digest of a file as hexadecimal digits.
 
     Raises:
         FileNotFoundError: The file does not exist.

@@ -1,4 +1,4 @@
-"""Long prompts, which are split into chunks, and weighted prompts, which have weights in brackets."""
+"""Functions that split long prompts into chunks and parse the brackets of weighted prompts."""
 
 import warnings
 from typing import NamedTuple
@@ -17,7 +17,7 @@ class Reading(NamedTuple):
 
     Attributes:
         long: Whether to split long texts into chunks instead of truncating them.
-        weighted: Whether brackets are word weights instead of literal characters.
+        weighted: Whether brackets set word weights instead of being literal characters.
     """
 
     long: bool = False
@@ -29,7 +29,7 @@ class Chunks(NamedTuple):
 
     Attributes:
         ids: int32 [chunks, length], or [chunks, 2, length] for a pair of tokenizers.
-        weights: float32 with the same shape; 1 for special tokens.
+        weights: The tokens' weights, float32 with the same shape; 1 for special tokens.
     """
 
     ids: np.ndarray
@@ -37,7 +37,7 @@ class Chunks(NamedTuple):
 
 
 def chunks(tokenizer: Tokenizer, text: str, reading: Reading, *, warn: Warn = warnings.warn) -> Chunks:
-    """Splits the tokens of a text into chunks of `tokenizer.length` - 2 tokens; a boundary may be inside a word.
+    """Splits the tokens of a text into chunks of `tokenizer.length` - 2 tokens. A chunk may end inside a word.
 
     Args:
         tokenizer: The tokenizer.
@@ -82,7 +82,7 @@ def pair_chunks(
         ValueError: A weight is not a number.
     """
     sides = [(tokenizers.first, chunks(tokenizers.first, text, reading, warn=warn))]
-    if second is None:  # the first tokenizer already warns about the same text
+    if second is None:  # without a second text, the first tokenizer has already warned
         sides.append((tokenizers.second, chunks(tokenizers.second, text, reading, warn=lambda message: None)))
     else:
         sides.append((tokenizers.second, chunks(tokenizers.second, second, reading, warn=warn)))
@@ -98,10 +98,10 @@ def _padded(tokenizer: Tokenizer, part: Chunks, count: int) -> Chunks:
 
 
 def weight_states(hidden: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Multiplies hidden states by their tokens' weights, and rescales each chunk to its original mean.
+    """Multiplies hidden states by their tokens' weights, then rescales each chunk to its original mean.
 
-    Chunks whose weights are all 1 do not change. AUTOMATIC1111's web UI takes the mean over the same chunk of all texts
-    in a batch. Here, a text does not depend on the others.
+    Chunks whose weights are all 1 do not change. AUTOMATIC1111's web UI computes the mean over the corresponding chunks
+    of all texts in a batch, whereas here the result for a text does not depend on the other texts.
 
     Args:
         hidden: Floats [chunks, length, channels].
@@ -172,9 +172,9 @@ def parse_weights(text: str) -> list[tuple[str, float]]:
 
 
 def _weight(text: str, position: int) -> tuple[str, int] | None:
-    """Returns the weight at this position, such as "1.2" for ": 1.2)", and the length of ": 1.2)".
+    """Returns the weight at a position and the length of the match: for ": 1.2)", "1.2" and the length of ": 1.2)".
 
-    The result is None if there is no weight.
+    If there is no weight at the position, returns None.
     """
     end = text.find(")", position)
     if text[position] != ":" or end < 0:

@@ -68,8 +68,8 @@ class Tokenizer:
                 f" has {vocabulary} embeddings; check that the two folders belong together"
             )
         self.length = min(length, positions)
-        # {word: tokens} for words with several tokens, normalized by `_normal`. As in diffusers, the names of tokens
-        # show which of them belong together.
+        # {word: tokens} for words with several tokens, normalized by `_normal`. As in diffusers, tokens that belong to
+        # the same word are recognised by their names.
         self._expansions: dict[str, str] = {}
         added = self._tokenizer.get_added_vocab()
         for word in added:
@@ -78,7 +78,7 @@ class Tokenizer:
                 self._expansions[_normal(word)] = " ".join(names)
 
     def save(self, folder: Path) -> None:
-        """Writes the tokenizer with its new words to a folder, in the format that this class reads."""
+        """Writes the tokenizer, including added words, to a folder, in the format that this class reads."""
         _save(self._tokenizer, folder, self.length)
 
     @property
@@ -105,10 +105,10 @@ class Tokenizer:
         return TokenizerPair(self, second)
 
     def with_words(self, words: Mapping[str, int]) -> tuple["Tokenizer", list[int]]:
-        """Returns a tokenizer with new words, and the ids of their tokens in order.
+        """Returns a tokenizer with new words, and the ids of the new tokens in order.
 
         Args:
-            words: {new word: its number of tokens, at least 1}.
+            words: {new word: number of tokens, at least 1}.
 
         Raises:
             ValueError: A word is already in the vocabulary, is empty, or contains spaces or a special token.
@@ -137,7 +137,7 @@ class Tokenizer:
         return extended, extended._tokenizer.convert_tokens_to_ids(names)
 
     def _expanded(self, text: str) -> str:
-        """Replaces words that have several tokens by all their tokens. Like CLIP's tokenizer, this ignores case."""
+        """Replaces each word that has several tokens by its tokens. Like CLIP's tokenizer, this ignores case."""
         if not self._expansions:
             return text
         words = "|".join(map(re.escape, sorted(self._expansions, key=len, reverse=True)))
@@ -165,7 +165,7 @@ class Tokenizer:
         return self._tokenizer(self._expanded(text), add_special_tokens=False, verbose=False).input_ids
 
     def words(self, tokens: Sequence[int]) -> str:
-        """Returns the text that token ids stand for."""
+        """Converts token ids back to text."""
         return self._tokenizer.decode(tokens)
 
     def framed(self, tokens: Sequence[int]) -> np.ndarray:
@@ -176,7 +176,7 @@ class Tokenizer:
 
 
 def _normal(text: str) -> str:
-    """Normalizes a text as CLIP's tokenizer does before it compares words: NFC and lower case."""
+    """Normalizes a text as CLIP's tokenizer does before comparing words: Unicode form NFC, in lower case."""
     return unicodedata.normalize("NFC", text).lower()
 
 
@@ -208,7 +208,7 @@ class TokenizerPair:
         self.first, self.second, self.length = first, second, first.length
 
     def with_words(self, words: Mapping[str, int]) -> tuple["TokenizerPair", list[int]]:
-        """Returns a pair with new words, and the ids of their tokens; see `Tokenizer.with_words`.
+        """Returns a pair of tokenizers with new words, and the ids of the new tokens; see `Tokenizer.with_words`.
 
         Raises:
             ValueError: As for `Tokenizer.with_words`.
@@ -244,7 +244,7 @@ def _as_list(texts: Sequence[str]) -> Sequence[str]:
 
 
 class T5Tokenizer:
-    """DeepFloyd-IF's T5 tokenizer: converts texts to lower case and returns 77 tokens with a mask for the padding.
+    """DeepFloyd-IF's T5 tokenizer, which converts texts to lower case and returns 77 tokens with a padding mask.
 
     Args:
         folder: The folder with tokenizer.json or spiece.model; the latter needs the extra "if".
@@ -359,12 +359,12 @@ class ByteTokenizer:
 def _is_installed(library: str) -> bool:
     try:
         return find_spec(library) is not None
-    except ModuleNotFoundError:  # the parent package is missing
+    except ModuleNotFoundError:  # raised if the parent package is missing
         return False
 
 
 def truncation(length: int, text: str, cut: str) -> str:
-    """Returns the warning about a truncated text, where `cut` is the end that was ignored."""
+    """Returns the warning for a truncated text; `cut` is the part at the end that was ignored."""
     return f"the text encoder reads {length} tokens; cut from the end of {text[:40]!r}: {cut!r}"
 
 

@@ -1,1 +1,1 @@
-"""Running compiled programs: the devices, the chunks of the schedule, and the active concepts."""
+"""Running compiled programs: distribution over devices, chunks of the schedule, and the choice of active concepts."""

@@ -1,6 +1,6 @@
-"""The choice of the concepts that each model call must predict.
+"""Functions that determine which concepts each model call must predict.
 
-A concept needs no predictions after its cool-down. Without momentum, it needs none before its warm-up either.
+A concept need not be predicted once its cool-down is reached or, if it has no momentum, during its warm-up.
 """
 
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ from sega_jax.method.guidance import Edit, Edits
 def ordered(rows: Sequence[Sequence[Edit]], momentum_scale: float) -> list[tuple[Edit, ...]]:
     """Sorts the edits of each row so that inactive edits come last.
 
-    Edits that end later come first. Among edits that end at the same call, those that begin earlier come first.
+    Edits that end later come first, and among those that end at the same call, the ones that begin earlier.
 
     Args:
         rows: The edits of each row.
-        momentum_scale: The momentum scale of edits that do not set one.
+        momentum_scale: The momentum scale for edits that do not set their own.
     """
 
     def key(edit: Edit) -> tuple[int, int]:
@@ -32,7 +32,8 @@ def needed(edits: Edits, calls: int) -> np.ndarray:
     """Returns the number of leading concepts that each call must predict; the others have no effect.
 
     Args:
-        edits: The edits of all rows, arrays [rows, n]. The numbers are smaller if `ordered` sorted the edits.
+        edits: The edits of all rows, arrays [rows, n]. Sorting the edits with `ordered` beforehand gives smaller
+            numbers.
         calls: The number of model calls.
 
     Returns:
@@ -44,9 +45,9 @@ def needed(edits: Edits, calls: int) -> np.ndarray:
 
 
 def _active_calls(edits: Edits) -> tuple[Any, Any]:
-    """Returns the range of calls at which each concept's prediction has an effect: the first call, and the end.
+    """Returns the first call at which each concept must be predicted, and the first later call at which it need not be.
 
-    Before the warm-up, predictions count only for the momentum. After the cool-down, nothing uses them.
+    During the warm-up, predictions affect only the momentum. Once the cool-down is reached, they are not used at all.
     """
     first = np.where(edits.momentum_scale > 0, 0, edits.warmup)
     return first, np.where((edits.weight > 0) & (edits.scale != 0), edits.cooldown, 0)

@@ -1,4 +1,4 @@
-"""Running a schedule's table in chunks, which all have the length for which the program is compiled.
+"""Runs a schedule's table in chunks, which all have the length for which the program is compiled.
 
 Between chunks, the host updates the progress bar, calls callbacks, handles Ctrl-C and may switch to another program.
 """
@@ -20,14 +20,14 @@ _SECONDS = 0.5
 
 
 class Chunks:
-    """Runs tables, measures the seconds per model call, and keeps track of the compiled programs."""
+    """Runs tables in chunks, measures the seconds per model call, and keeps track of which programs are compiled."""
 
     def __init__(self) -> None:
         self._seconds_per_call: dict[Hashable, float] = {}
         self._prepared: dict[Hashable, set[int]] = {}
 
     def prepare(self, situation: Hashable, concepts: int) -> None:
-        """Allows `run` to use the program for this number of concepts, which has been compiled."""
+        """Allows `run` to use the program for the given number of concepts, after it has been compiled."""
         self._prepared.setdefault(situation, set()).add(concepts)
 
     def run(
@@ -43,15 +43,15 @@ class Chunks:
         """Runs the table chunk by chunk.
 
         Args:
-            program: Maps (carry, chunk, number of concepts) to the new carry and the chunk's records, arrays
+            program: A function (carry, chunk, number of concepts) -> the new carry, and the chunk's records, arrays
                 [rows, calls, ...].
             carry: The initial carry.
             table: The schedule, with one line for each model call.
-            situation: A key for the speed measurements and the prepared programs.
+            situation: The key under which speed measurements and prepared programs are stored.
             every: If positive, a chunk ends after call 0, and then after every `every` calls.
-            needed: The number of concepts that each call must predict, int [calls]. Each call uses the smallest
-                sufficient prepared program, so that no other program is compiled.
-            n: The number of concepts. The program that predicts all n need not be prepared.
+            needed: The number of concepts that each call must predict, int [calls]. Each call uses the prepared program
+                with the fewest sufficient concepts, so that no other program is compiled.
+            n: The total number of concepts. The program that predicts all of them may be used without `prepare`.
 
         Yields:
             The number of calls done so far, the number of calls in this chunk, the carry, and the chunk's records,
@@ -70,7 +70,7 @@ class Chunks:
             start = time.perf_counter()
             carry, records = program(carry, chunk(table, done, live), active)
             _wait(carry)
-            # The first run of a program may include its compilation, so its duration is not a measurement.
+            # The first run of a program may include its compilation, so its duration is not used.
             if is_measured or name in called:
                 self._seconds_per_call[name] = (time.perf_counter() - start) / live
             called.add(name)
@@ -85,7 +85,7 @@ def chunk(table: Row, start: int, live: int) -> Row:
 
 
 def _wait(arrays: Any) -> None:
-    """Waits for the devices, even after Ctrl-C, because the process would crash if it ended while they work."""
+    """Waits for the devices, even after Ctrl-C, because the process would crash if it ended while they are running."""
     try:
         jax.block_until_ready(arrays)
     except KeyboardInterrupt:
@@ -95,7 +95,7 @@ def _wait(arrays: Any) -> None:
 
 @contextmanager
 def enough_memory(shape: tuple[int, ...]) -> Iterator[None]:
-    """Turns JAX's out-of-memory error inside a `with` block into a MemoryError that names remedies.
+    """Turns JAX's out-of-memory error inside a `with` block into a MemoryError that suggests remedies.
 
     Args:
         shape: The shape of the batch, rows first.

@@ -1,4 +1,4 @@
-"""The report of ahead-of-time compilation."""
+"""The report that ahead-of-time compilation returns."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ class Program(NamedTuple):
     Attributes:
         name: The name of its function, such as encode, start, advance or decode.
         concepts: The number of concepts that `advance` predicts; None for other programs.
-        seconds: The compilation time, which is short if the program was compiled before.
+        seconds: The compilation time, in seconds, which is short if the program had already been compiled.
         memory: The temporary memory on one device, in bytes; None if unknown.
     """
 
@@ -20,7 +20,7 @@ class Program(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """The compiled programs, in the order of a call. `print` shows them as a table.
+    """The compiled programs, in the order in which a call runs them. `print` shows them as a table.
 
     Attributes:
         programs: The programs.
@@ -35,7 +35,7 @@ class Compiled(NamedTuple):
 
     @property
     def memory(self) -> int | None:
-        """The largest temporary memory of any program, in bytes; None if unknown."""
+        """The temporary memory of the program that needs most, in bytes; None if unknown."""
         return max((program.memory for program in self.programs if program.memory is not None), default=None)
 
     def __str__(self) -> str:

@@ -1,10 +1,10 @@
-"""Spreading the rows of a batch over the devices of this host. All multi-device code is in this file.
+"""Distributes the rows of a batch over the devices of this host. All multi-device code is in this file.
 
-The rows of a batch are independent pictures, so the devices share only the weights. `jax.pmap` is in maintenance mode
+The rows of a batch are independent pictures, so the devices need not exchange data. `jax.pmap` is in maintenance mode
 and is implemented as `jit(shard_map)`. According to JAX's migration guide
 (https://docs.jax.dev/en/latest/migrate_pmap.html), a move to `shard_map` would change only this file.
 
-A single picture uses only one device; further devices would compute copies of it. To use them all, generate several
+A single picture uses only one device; the others would compute copies of it. To use them all, generate several
 seeds at once.
 """
 
@@ -21,15 +21,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 from sega_jax.pipelines.execution.compile_report import Program
 
-# cuDNN needs kernels [height, width, in, out] stored as [out, height, width, in].
+# cuDNN requires kernels [height, width, in, out] to be stored as [out, height, width, in].
 _CUDNN = Layout((3, 0, 1, 2))
 
 
 @jax.tree_util.register_pytree_node_class
 class Flat:
-    """A tree that is flattened only once. Programs from `Devices.map` accept it, and their functions get the tree.
+    """A tree that is flattened only once. Programs from `Devices.map` accept it, and pass the tree to their functions.
 
-    Flattening a network takes milliseconds on the host, and otherwise every call of a program would do it.
+    Flattening a network takes milliseconds on the host. Without this class, every call of a program would do it again.
     """
 
     def __init__(self, tree: Any):
@@ -53,8 +53,8 @@ class Flat:
 class Devices:
     """The devices of a pipeline, and the programs compiled for them.
 
-    Arrays of rows have the shape [devices, share, ...] on several devices and [share, ...] on one, where `share` is the
-    number of rows on each device.
+    Arrays of rows have the shape [devices, share, ...] if there are several devices, and [share, ...] if there is one,
+    where `share` is the number of rows on each device.
 
     Args:
         devices: A sequence of JAX devices; None means all local devices.
@@ -82,7 +82,7 @@ class Devices:
         return len(self.devices)
 
     def place(self, tree: Any) -> Any:
-        """Copies the arrays of a tree to every device. In programs from `map`, their entry in `in_axes` is None.
+        """Copies the arrays of a tree to every device. In `map`, the entry of `in_axes` for such a tree is None.
 
         On GPUs, convolution kernels (all arrays with four axes) get cuDNN's layout. Otherwise the programs would keep a
         second copy of all kernels.
@@ -98,13 +98,13 @@ class Devices:
     def map(self, function: Callable, in_axes: tuple[int | None, ...] | None, **static: Any) -> Callable:
         """Returns a compiled program that applies a function to each device's share of the rows.
 
-        The program is created once for each function with its static arguments, so all pipelines with these `Devices`
+        The program is created once for each function and its static arguments, so all pipelines with the same `Devices`
         share it.
 
         Args:
-            function: The function, which gets one device's share.
-            in_axes: For each argument, 0 for arrays from `split`, or None for arrays from `place`. None instead of a
-                tuple runs the function on the device that holds its arguments.
+            function: The function, which is called with one device's share of the rows.
+            in_axes: One entry for each argument: 0 for arrays from `split`, None for arrays from `place`. If None is
+                passed instead of a tuple, the function runs on the device that holds its arguments.
             static: Keyword arguments of the function that are compile-time constants.
         """
         name = (function, in_axes, *static.items())
@@ -116,14 +116,14 @@ class Devices:
 
             use_jit = in_axes is None or len(self) == 1
             compiled = jax.jit(bound) if use_jit else jax.pmap(bound, in_axes=in_axes, devices=self.devices)
-            # If several threads reach this line, all of them use the first one's program.
+            # If several threads reach this line, all of them use the program of the first one.
             self._programs.setdefault(name, compiled)
         program = self._programs[name]
         return program if self._watched is None else partial(self._watch, program, function, static.get("concepts"))
 
     @contextmanager
     def watch(self) -> Iterator[list[Program]]:
-        """Yields a list to which each call of a program inside the `with` block appends its report."""
+        """Yields a list to which a report is appended for each call of a program inside the `with` block."""
         self._watched = []
         try:
             yield self._watched
@@ -136,14 +136,14 @@ class Devices:
             analysis = program.lower(*args).compile().memory_analysis()
             memory = None if analysis is None else analysis.temp_size_in_bytes
         else:
-            # Analysing the memory of a pmap program would compile it a second time.
+            # Analysing a pmap program's memory would compile the program a second time.
             jax.block_until_ready(program(*args))
         assert self._watched is not None
         self._watched.append(Program(function.__name__, concepts, time.perf_counter() - start, memory))
         return program(*args)
 
     def split(self, tree: Any) -> Any:
-        """Spreads arrays [rows, ...] over the devices, padded to equal shares with copies of the last row."""
+        """Distributes arrays [rows, ...] over the devices. Copies of the last row make the devices' shares equal."""
 
         def is_key(leaf):
             return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
@@ -158,7 +158,7 @@ class Devices:
         def wrapped(leaf, placed):
             return jax.random.wrap_key_data(placed, impl=jax.random.key_impl(leaf)) if is_key(leaf) else placed
 
-        # One transfer of all arrays is faster than one transfer for each.
+        # Transferring all arrays at once is faster than transferring them one by one.
         if len(self) == 1:
             return jax.device_put(tree, self._spread)
         return jax.tree.map(wrapped, tree, jax.device_put(jax.tree.map(spread, tree), self._spread))
@@ -168,7 +168,7 @@ class Devices:
 
         Args:
             tree: The results of a program from `map`.
-            rows: The number of rows without padding; None keeps the padding.
+            rows: The number of rows to return, without the padding; None keeps the padding.
         """
 
         def joined(leaf):

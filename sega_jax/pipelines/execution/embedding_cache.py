@@ -1,6 +1,6 @@
-"""Encoding of tokens as text conditioning, with a cache of the results.
+"""Encodes tokens as text conditioning, and caches the results.
 
-Texts are encoded in blocks of a fixed size, so that all of them share one compiled program.
+Texts are encoded in blocks of a fixed size, so that all blocks share one compiled program.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import numpy as np
 
 from sega_jax.pipelines.execution.devices import Devices
 
-_BLOCK = 8  # the number of texts in one call of the program
+_BLOCK = 8  # the number of texts that one call of the program encodes
 _CAPACITY = 256  # the maximum number of cached texts
 
 
@@ -19,7 +19,7 @@ class EmbeddingCache:
     """A cache of text conditioning, keyed by the texts' tokens.
 
     Args:
-        encode: Maps (networks, ids) to a family's `Text`, where ids is a pytree of arrays [texts, ...].
+        encode: A function (networks, ids) -> a family's `Text`, where ids is a pytree of arrays [texts, ...].
         devices: The devices for which `encode` is compiled.
     """
 
