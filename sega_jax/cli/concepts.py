@@ -55,7 +55,7 @@ def check_known(edit: Edit) -> None:
     """Warns if a concept contains no word that the demo model knows."""
     if known_words().isdisjoint(re.findall(r"[a-z]+", str(edit.concept).lower())):
         warn(
-            f"the demo model knows no word of {edit.concept!r}, so this edit has no reliable effect; it knows"
+            f"the demo model does not know any word in {edit.concept!r}, so this edit has no reliable effect; it knows"
             f" {', '.join(DEMO_WORDS)} and more"
         )
 

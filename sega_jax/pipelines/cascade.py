@@ -392,7 +392,7 @@ def _clean(words: str) -> str:
 
 
 def _without(images: Any, bad: np.ndarray, output: str) -> Any:
-    """Replaces pictures that are marked as bad by None, black or NaN, depending on the output format."""
+    """Replaces bad pictures with None, black or NaN, depending on the output format."""
     if output == "pil":
         return [None if wrong else image for image, wrong in zip(images, bad, strict=True)]
     return np.where(bad[:, None, None, None], np.zeros((), images.dtype) if output == "uint8" else np.nan, images)

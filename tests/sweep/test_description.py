@@ -231,7 +231,7 @@ BAD = {
         {"edits": GLASSES, "grid": PROMPT | {"edits": [["hat"]]}},
         "grid: edits names the unknown edit 'hat'; the sweep's edits are glasses",
     ),
-    "an edit with the name of a setting": ({"edits": {"seed": {}}, "grid": PROMPT}, "edits: 'seed' should consist of"),
+    "an edit with the name of a setting": ({"edits": {"seed": {}}, "grid": PROMPT}, "edits: 'seed' may contain only"),
     "an unknown scheduler": (
         {"grid": PROMPT | {"scheduler": ["DDIM"]}},
         "grid: scheduler: scheduler='DDIM' is neither",

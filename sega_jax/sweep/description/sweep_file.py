@@ -317,7 +317,7 @@ def _model_option(key: str, value: Any) -> Any:
 def _edit(name: str, value: Any) -> dict[str, Any]:
     if not re.fullmatch(r"\w[\w-]*", name) or name in (*fields.names(), FIRST, *stages.later_stages()):
         raise ValueError(
-            f"edits: {name!r} should consist of letters, digits, _ and -, and differ from all settings and stages"
+            f"edits: {name!r} may contain only letters, digits, _ and -, and must not name a setting or a stage"
         )
     if isinstance(value, Edit):
         value = {key: getattr(value, key) for key in fields.edit_settings() if getattr(value, key) is not None}
