@@ -381,6 +381,18 @@ def test_rescale_is_its_formula():
     np.testing.assert_allclose(np.std(guided[2]), np.std(preds.cond[2]), rtol=1e-5)
 
 
+def test_rescale_has_a_finite_gradient_where_a_row_is_constant():
+    """The standard deviation of such a row is 0, where the derivative of a square root is infinite."""
+
+    def total(cond, scale):
+        preds = Predictions(jnp.zeros_like(cond), cond, jnp.zeros((1, 0, 2, 2, 1)))
+        guidance = optax.chain(cfg(scale), rescale(0.7))
+        return guidance.update(preds.uncond, guidance.init(preds), preds)[0].sum()
+
+    for gradient in jax.grad(total, argnums=(0, 1))(jnp.ones((1, 2, 2, 1)), 7.5):
+        assert np.isfinite(gradient).all()
+
+
 def test_rescale_keeps_zeros():
     zeros = Predictions(*[jnp.zeros((1, 2, 2, 1))] * 2, jnp.zeros((1, 0, 2, 2, 1)))
     assert not np.any(rescale(1.0).update(zeros.uncond, optax.EmptyState(), zeros)[0])

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -41,9 +42,15 @@ def rescale(share: Any) -> optax.GradientTransformation:
         preds = checked(params)
         estimate, cond = wide(updates), wide(preds.cond)
         axes = tuple(range(1, cond.ndim))
-        target, current = (jnp.std(x, axes, keepdims=True) for x in (cond, estimate))
+        target, current = (_std(x, axes) for x in (cond, estimate))
         ratio = jnp.where(current > 0, target / jnp.where(current > 0, current, 1), 1)
         phi = lift(share, estimate)
         return estimate * (phi * ratio + (1 - phi)), state
 
     return optax.GradientTransformation(init, update)
+
+
+def _std(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Returns the standard deviation, with a gradient of 0 instead of NaN where it is 0."""
+    variance = jnp.var(x, axes, keepdims=True)
+    return jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)
