@@ -311,12 +311,15 @@ def _fixed(results: sweeps.Results, where: tuple[str, ...]) -> dict[str, Any]:
 
 def _describe(plan: sweeps.Plan) -> str:
     counts = plan.counts
+    evaluations = f"{counts.evaluations}"
+    if counts.evaluations != counts.alone:
+        evaluations += f" instead of {counts.alone}"
     return "\n".join(
         [
-            f"pictures: {counts.pictures}, of {counts.points} points; batches: {counts.batches}, which predict at most"
-            f" {_most_rows(plan)} pictures at the same time; compiled programs: {counts.programs}",
-            f"{counts.compared}: {counts.evaluations} instead of {counts.alone}; the fewest possible are"
-            f" {counts.shared}, if all common model calls were shared and no batch were padded",
+            f"pictures: {counts.pictures} (from {counts.points} points); batches: {counts.batches};"
+            f" predicted at a time: at most {_most_rows(plan)}; compiled programs: {counts.programs}",
+            f"{counts.compared} ({evaluations});"
+            f" sharing every common prefix without padding would need {counts.shared}",
         ]
     )
 
@@ -331,7 +334,7 @@ def _memory(plan: sweeps.Plan, memory: sweeps.Memory) -> str:
     available = "" if memory.there is None else f", of {memory.there / 2**30:.1f} GiB"
     return (
         f"{total / 2**30:.2f} GiB of memory on each device{available}: {memory.weights / 2**30:.2f} GiB for the"
-        f" weights, plus {memory.row / 2**20:.0f} MiB for each of the {rows} pictures that it predicts at the same time"
+        f" weights, plus {memory.row / 2**20:.0f} MiB for each of the {rows} pictures predicted at a time"
     )
 
 

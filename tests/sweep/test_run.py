@@ -238,8 +238,14 @@ def shell(tmp_path, monkeypatch, least_folder):
 def test_the_shell(shell, tmp_path, least, monkeypatch):
     planned = shell("cats.toml", "--dry-run")
     assert planned.exit_code == 0, planned.output
-    assert "pictures: 3, of 3 points; batches: 1, which predict at most 3 pictures at the same time" in planned.output
-    assert "making each picture separately: 27 instead of 27; the fewest possible are 27" in planned.output
+    assert (
+        "pictures: 3 (from 3 points); batches: 1; predicted at a time: at most 3; compiled programs: 1"
+        in planned.output
+    )
+    assert (
+        "making each picture separately (27); sharing every common prefix without padding would need 27"
+        in planned.output
+    )
     assert not (tmp_path / "sega-jax-out").exists()
     monkeypatch.setattr(loading, "load", lambda *_, **__: least)
     made = shell("cats.toml", "--rows", 2)
