@@ -89,7 +89,7 @@ class Loras(Files):
         return pair[0]
 
     def located(self, name: str, value: Any, folder: Path) -> Pairs:
-        """Converts a value to pairs, with the LoRA files that its folders and hub repositories contain."""
+        """Converts a value to pairs, in which LoRA files replace the folders and repositories that contain them."""
         pairs = self.pairs(name, value)
         try:
             return tuple((pinned(path, folder), scale) for path, scale in pairs)

@@ -74,7 +74,7 @@ def merge_lora(models: M, lora: str | Path | Mapping[str | Path, float]) -> M:
 
 
 def lora_changes(models: Any, lora: str | Path | Mapping[str | Path, float]) -> list[Change]:
-    """Reads LoRAs' weight changes without applying them, which `sega_jax.weights.lora.merged` does.
+    """Reads the weight changes of LoRAs without applying them; `sega_jax.weights.lora.merged` applies them.
 
     Args:
         models: The networks, loaded or with shapes as parameters (`jax.ShapeDtypeStruct`).
@@ -147,7 +147,7 @@ def with_adapters(models: M, tokenizer: Any, lora: Any = None, words: Any = None
 
 
 def extended_tokenizer(models: Any, tokenizer: Any, words: str | Path | Mapping[str, str | Path]) -> Any:
-    """Does what `add_words` does to the tokenizer, but not to the networks.
+    """Returns the tokenizer that `add_words` would return, without changing the networks.
 
     Args:
         models: The networks, loaded or with shapes as parameters (`jax.ShapeDtypeStruct`).
@@ -160,7 +160,7 @@ def extended_tokenizer(models: Any, tokenizer: Any, words: str | Path | Mapping[
 
 
 def new_words(models: Any, tokenizer: Any, words: str | Path | Mapping[str, str | Path]) -> list[Word]:
-    """Reads new words without adding them, which `sega_jax.weights.textual_inversion.added` does.
+    """Reads new words without adding them; `sega_jax.weights.textual_inversion.added` adds them.
 
     Args:
         models: The networks, loaded or with shapes as parameters (`jax.ShapeDtypeStruct`).

@@ -184,7 +184,7 @@ class Spread:
         raise ValueError(f"{name} has {len(values)} entries, expected {self.prompts}, one for each prompt{pictures}")
 
     def numbers(self, name: str, value: Any) -> np.ndarray:
-        """Returns one number for each row, given a list of numbers, or one number for all rows."""
+        """Returns one number for each row, given either a list of numbers or one number for all rows."""
         return np.asarray(self(name, value)) if isinstance(value, list) else np.full(self.total, value)
 
 

@@ -89,15 +89,15 @@ class Cascade:
         strict: bool = True,
         **stages: Mapping[str, Any] | None,
     ) -> CascadeOutput:
-        """Generates pictures of the prompts as a `CascadeOutput`; the edits guide the chosen stages.
+        """Generates pictures from the prompts as a `CascadeOutput`; the edits guide the chosen stages.
 
         Args:
             prompt, edits, negative_prompt, images_per_prompt, seed, key, output, strict: As for `Pipeline`, but all
                 texts must be strings. All stages use the same seeds, and calling a stage alone gives the same result.
             edited: The names of the stages that the edits guide. The same warm-up or scale acts differently in each
                 stage. If a stage's own arguments include `edits`, that stage uses these instead.
-            clean: Whether to clean texts as DeepFloyd-IF's training captions were (`sega_jax.text.caption_cleaning`,
-                which needs the extra "if"), in all stages that share the first stage's text encoder.
+            clean: Whether to clean the texts of all stages that share the first stage's text encoder, as DeepFloyd-IF's
+                training captions were cleaned (`sega_jax.text.caption_cleaning`, which needs the extra "if").
             stages: Other arguments for the `Pipeline` calls of the stages, by stage name: stage2={"steps": 20}.
 
         Raises:
@@ -214,7 +214,7 @@ def load_cascade(
         schedulers: {stage name: replacement for the checkpoint's scheduler}.
         loras, textual_inversions: {stage name: the option `lora` or `textual_inversion` of `load`}. A LoRA that changes
             the first stage's text encoder also affects the second stage's text conditioning.
-        safety_checker: As for `load`, for the x4 upscaler; DeepFloyd-IF's own checker is not supported.
+        safety_checker: As for `load`, but only for the x4 upscaler; DeepFloyd-IF's own checker is not supported.
 
     Raises:
         CheckpointError: A checkpoint is not of the kind that its stage needs (raised before any weights are fetched),
@@ -301,7 +301,7 @@ def _stages(
     safety_checker: Any,
     low_memory: bool,
 ) -> dict[str, Stage]:
-    """Loads the stages. With `low_memory`, it only creates outlines, which check arguments but have no weights."""
+    """Loads the stages. With `low_memory`, only outlines are created, which check arguments but have no weights."""
     text = sources[FIRST].system.text.type
     stages: dict[str, Stage] = {}
     folders: dict[str, Path] = {}
@@ -316,7 +316,8 @@ def _stages(
     for name, folder in folders.items():
         shares = name != FIRST and sources[name].system.text.type is text
         keeps_text = not shares and not (name == FIRST and low_memory)
-        # The first stage's text encoder also encodes the second stage's texts. `low_memory` loads it separately.
+        # The first stage's text encoder also encodes the second stage's texts. With `low_memory`, it is loaded
+        # separately.
         without_text = partial(loading.load, text_encoder=False) if shares else part_loading.load_without_text
         load = partial(
             loading.load if keeps_text else without_text,

@@ -27,7 +27,7 @@ def as_scheduler(value: Any, config: Mapping[str, Any] | None = None) -> Schedul
     Raises:
         TypeError: The value has none of these forms.
         ValueError: The scheduler, an option or an option's value is not supported.
-        CheckpointError: The folder has no config, or it is broken.
+        CheckpointError: The folder has no config, or the config is broken.
     """
     if isinstance(value, Scheduler):
         return value

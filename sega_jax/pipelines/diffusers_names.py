@@ -1,4 +1,4 @@
-"""Advice on what to write instead of the arguments, attributes and methods of diffusers."""
+"""Advice on what to write instead of diffusers' arguments, attributes and methods."""
 
 _MADE_BY = "write pipe = sega_jax.load(source"
 _COMPUTES = "it configures torch; leave it out"

@@ -304,7 +304,10 @@ def whole_dtype(name: str) -> str:
 
 
 def _is_ampere(device: jax.Device) -> bool:
-    """Returns whether a device is an NVIDIA GPU with compute capability 8.0 or more, for bfloat16 and flash kernels."""
+    """Returns whether a device is an NVIDIA GPU of compute capability 8.0 or higher.
+
+    bfloat16 and flash kernels need such a GPU.
+    """
     try:
         return device.platform == "gpu" and float(device.compute_capability) >= 8
     except (AttributeError, ValueError):  # other vendors' GPUs have the name of an architecture here

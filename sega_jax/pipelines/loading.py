@@ -46,8 +46,8 @@ def load(options: LoadOptions) -> Pipeline:
     Raises:
         FileNotFoundError: The folder or file does not exist.
         TypeError: An option has the wrong type.
-        CheckpointError: The source is not a checkpoint or cannot be fetched, or a file is missing, broken or does not
-            fit.
+        CheckpointError: The source is not a checkpoint or cannot be fetched, or a file is missing or broken or does not
+            fit the checkpoint.
         ValueError: The dtype, attention, scheduler or config is not supported, an option does not apply to this
             checkpoint, or the tokenizer already contains a word that is to be added.
 
@@ -76,7 +76,7 @@ def load(options: LoadOptions) -> Pipeline:
 
 
 class Resolved(NamedTuple):
-    """The location of a checkpoint, and the settings to load it with."""
+    """The location of a checkpoint, and the settings for loading it."""
 
     source: Source
     folder: Path  # the folder that contains all needed files
@@ -136,7 +136,7 @@ def resolve(options: LoadOptions) -> Resolved:
 def _replaced(
     replacements: Mapping[str, Any], system: System, variant: str | None
 ) -> tuple[dict[str, Any], dict[str, NetworkSource]]:
-    """Separates replacements into networks (or None, to omit one) and files to read.
+    """Separates replacements into networks (or None, which omits a network) and files to read.
 
     Raises:
         TypeError, ValueError, FileNotFoundError, CheckpointError: A replacement is neither a network nor the files of
@@ -191,7 +191,7 @@ def describe(
         replaced: {name: network or config that replaces the checkpoint's, or None to omit it}.
 
     Raises:
-        CheckpointError: A file is missing, broken, or describes an unsupported component.
+        CheckpointError: A file is missing or broken, or it describes an unsupported component.
         TypeError, ValueError: The scheduler is invalid or does not fit the checkpoint.
     """
     system, index = recognise(folder, replaced), read_json(folder / "model_index.json")

@@ -23,7 +23,7 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 
 @contextmanager
 def collected() -> Iterator[None]:
-    """Emits each distinct warning of a block once, when the outermost block ends, even if the block raises an error.
+    """Emits each distinct warning from a `with` block once, when the outermost block ends, even if it raises an error.
 
     Warnings from other threads are collected, too, if these threads run in a copy of this thread's context
     (`contextvars.copy_context`).
@@ -43,7 +43,7 @@ def collected() -> Iterator[None]:
 
 @contextmanager
 def muted() -> Iterator[None]:
-    """Suppresses the warnings of a block."""
+    """Suppresses warnings that are emitted through `warn` inside a `with` block."""
     token = _collected.set({})
     try:
         yield

@@ -48,7 +48,7 @@ def find_network(
 
     Raises:
         FileNotFoundError: The file or folder does not exist.
-        ValueError: The source is a web address, but not of a model's page on the hub.
+        ValueError: The source is a web address, but not the address of a model page on the hub.
         CheckpointError: The source does not contain the network, or cannot be fetched.
     """
     where = Path(os.path.expanduser(source))
@@ -178,7 +178,11 @@ class _Candidate(NamedTuple):
 
     @property
     def rank(self) -> tuple[bool, bool, int, bool, bool, bool]:
-        """The sort key, which puts the best candidate last: names, shapes, the family's prefix, no moving average."""
+        """The sort key, by which the best candidate comes last.
+
+        The criteria are, in order: any matching names, any fit, the number of matches, the family's own prefix, no
+        moving average, and diffusers' names.
+        """
         diffusers_names, moving_average = self.original is None, "ema" in self.prefix
         fits = self.fitting > 0 or (self.named > 0 and not diffusers_names)
         return (self.named > 0, fits, self.fitting or self.named, self.own, not moving_average, diffusers_names)

@@ -22,8 +22,9 @@ class Output:
         images: One entry for each picture, in the form that the argument `output` selects: a list of Pillow images; a
             uint8 or float32 array [pictures, height, width, 3], with floats in [0, 1]; float32 latents [pictures,
             height / f, width / f, channels], which are pixels in [-1, 1] for DeepFloyd-IF; or Paella's int32 tokens
-            [pictures, height / f, width / f]. Here, f is the checkpoint's downsampling factor. In place of a picture
-            that is not finite, there is None, black (uint8), NaN, or -1 (tokens). A flagged picture is black.
+            [pictures, height / f, width / f]. Here, f is the checkpoint's downsampling factor. A picture that is not
+            finite is replaced with None (Pillow), black (uint8), NaN (floats) or -1 (tokens). A flagged picture is
+            black.
         finite: bool [pictures], False for pictures with NaN or infinity, about which the call also warns.
         seeds: The integer seed of each picture; None if the call was given a key instead.
         record: With `record=True`, the predictions and semantic guidance of every model call, arrays [pictures, calls,

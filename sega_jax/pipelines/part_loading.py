@@ -102,7 +102,7 @@ def load_readers(
 def load_without_text(
     source: str | Path, *, lora: str | Path | Mapping[str | Path, float] | None = None, **options: Any
 ) -> Pipeline:
-    """Loads a checkpoint without its text encoder. `load_text` merges a LoRA's part for the text encoder.
+    """Loads a checkpoint without its text encoder. A LoRA's part for the text encoder is left to `load_text`.
 
     Args:
         source, lora, options: As for `load`.

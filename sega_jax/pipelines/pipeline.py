@@ -101,13 +101,13 @@ class Pipeline(LoadedCheckpoint):
     def _compile(self, call: Call) -> Compiled:
         """Compiles all programs for calls with these arguments, without generating pictures.
 
-        Later calls with the same shapes need no compilation, even if their texts and numbers differ. For Paella, the
-        length of the longest text must be the same, too.
+        Later calls with the same shapes need no compilation, even if their texts and numerical settings differ. For
+        Paella, the length of the longest text must be the same, too.
 
         A model call can skip a concept that has no effect in any row: after its cool-down or, without momentum, before
         the end of its warm-up. Each smaller number of concepts needs a program of its own, which takes as long to
-        compile. Therefore, pipelines skip concepts only if this method has compiled the programs. Skipping changes the
-        results only by rounding.
+        compile as the full one. Therefore, pipelines skip concepts only if this method has compiled the programs.
+        Skipping changes the results only by rounding.
 
         Returns:
             The programs, each with its compilation time in seconds and its temporary memory in bytes.

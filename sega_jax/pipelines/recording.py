@@ -29,8 +29,8 @@ def save_guidance(path: str | Path, guidance: Any, about: Mapping[str, str] | No
     Args:
         path: The file to write.
         guidance: A finite floating-point array [pictures, calls, height, width, channels], such as
-            `Output.record.sem_guidance`. In the diffusers interface, the first axis is the calls; convert that guidance
-            with `np.moveaxis(out.sem_guidance, 1, 0)`.
+            `Output.record.sem_guidance`. Guidance from the diffusers interface has the calls as its first axis; convert
+            it with `np.moveaxis(out.sem_guidance, 1, 0)`.
         about: Metadata to store in the file, such as the prompt and the edit: a mapping of strings to strings.
 
     Raises:

@@ -186,7 +186,7 @@ def advance_in_chunks(
 
 
 def fetch_record(pipe: LoadedCheckpoint, record: Record | None, live: int) -> Record | None:
-    """Fetches the record of a chunk's first `live` calls, including the rows that only pad each device's share."""
+    """Fetches the record of a chunk's first `live` calls, including the rows that only fill up the devices' shares."""
     if record is None or live > CHUNK // 2:
         return jax.tree.map(lambda leaf: leaf[:, :live], pipe.devices.gather(record))
     # At least half of the chunk is padding, so its calls are fetched one by one.
@@ -222,7 +222,7 @@ def decode(pipe: LoadedCheckpoint, batch: Batch, x: Any) -> Decoded:
 
 
 def fetch(pipe: LoadedCheckpoint, decoded: Decoded, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Fetches the pictures or states of the first `rows` rows, and whether each is finite and whether it is flagged."""
+    """Fetches the first `rows` pictures or states, and two masks: which are finite, and which are flagged."""
     with enough_memory(decoded.images.shape):
         images = pipe.devices.gather(decoded.images, rows)
     if decoded.finite is None:

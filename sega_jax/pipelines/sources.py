@@ -179,8 +179,8 @@ def find(
 ) -> Source:
     """Finds a checkpoint in a folder, in a single file or on the hub.
 
-    From a repository, only model_index.json is fetched. It determines the commit and the family before any large file
-    is fetched. A single file on the hub is fetched in full.
+    From a repository, only model_index.json is fetched. This settles the commit and the family before any large file is
+    fetched. A single file on the hub is fetched in full.
 
     Args:
         source, revision, config, prediction_type: As for `sega_jax.load`.

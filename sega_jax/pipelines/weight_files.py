@@ -18,7 +18,7 @@ Rename = Callable[[str], str | None]
 class Form(NamedTuple):
     """A format of weight files. The `stem` is the safetensors file's name without its extension."""
 
-    variants: Callable[[Path, str], list[str]]  # (folder, stem) -> existing variants; "" for files without one
+    variants: Callable[[Path, str], list[str]]  # (folder, stem) -> existing variants; "" for files without a variant
     files: Callable[[str, str | None], Sequence[str]]  # (stem, variant) -> patterns of file names
     has: Callable[[Path, str, str | None], bool]  # (folder, stem, variant) -> whether such files exist
     open: Callable[[Path, str, str | None, Rename], Weights]  # (folder, stem, variant, rename) -> weights

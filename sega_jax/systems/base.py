@@ -1,8 +1,8 @@
-"""Classes that describe a family of checkpoints: a `System`, with one part for each task.
+"""Classes that describe a family of checkpoints: a `System` and its parts.
 
-The `Checkpoint` is used for loading, the `TextReader` for encoding texts, the `Sampler` by the compiled programs, and a
-dataclass of arguments for calls. To add a family, build a `System` and register it (`sega_jax.register`). No other code
-depends on a checkpoint's family.
+A `System` has a `Checkpoint` for loading, a `TextReader` for encoding texts, a `Sampler` for the compiled programs, and
+a dataclass for the arguments of calls. To add a family, build a `System` and register it (`sega_jax.register`). No
+other code depends on a checkpoint's family.
 
 Axes: rows of the batch, branches (2 + n: unconditional, prompt, concepts), height, width, channels.
 """
@@ -39,7 +39,7 @@ class Sizes(NamedTuple):
 
 
 class Static(NamedTuple):
-    """The compile-time options of a call; all its other inputs are arrays.
+    """The compile-time options of a call. All other inputs of a call are arrays.
 
     Example:
         >>> import sega_jax
@@ -55,7 +55,7 @@ class Static(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """The arrays of a call, with the rows as first axis.
+    """The arrays of a call, whose first axis runs over the rows.
 
     Compiled programs take these arrays as arguments, so changing their values never triggers a recompilation.
 
@@ -82,7 +82,7 @@ class Settings(NamedTuple):
 
 
 class Record(NamedTuple):
-    """The predictions of every model call, and the semantic guidance that was added: float32 arrays [rows, calls, ...].
+    """The predictions made and the semantic guidance added at every model call: float32 arrays [rows, calls, ...].
 
     Example:
         >>> import sega_jax
@@ -150,15 +150,15 @@ class Setup(NamedTuple):
     picture: np.ndarray | None = None  # the pictures to start from, [rows, height, width, 3] in [-1, 1]
     picture_noise: np.ndarray | None = None  # noise [rows, *shape] for sampling the pictures' latents; None draws it
     draws: bool = True  # whether the solver uses noise at any model call
-    # [rows]; the scale for classifier-free guidance, instead of the call's, if the network takes that scale as an
-    # input. The negative prompt is then the empty text.
+    # [rows]; replaces the call's scale for classifier-free guidance if the network takes that scale as an input. The
+    # negative prompt is then the empty text.
     guidance_scale: np.ndarray | None = None
     guidance_rescale: np.ndarray | None = None  # [rows]
     decode: Mapping[str, Hashable] = {}  # static arguments for `Sampler.decode`
 
 
 class Network(NamedTuple):
-    """One network of a checkpoint, and how it is named in files.
+    """One network of a checkpoint: its classes, and the names that files use for it.
 
     Example:
         >>> import sega_jax
@@ -174,7 +174,7 @@ class Network(NamedTuple):
     also: tuple[str, ...] = ()  # names of other classes whose files contain this network, too
     # config -> additional entries for config.json, without which other libraries would build a different network
     options: Callable[[Any], Mapping[str, Any]] = lambda config: {}
-    published: Callable[[str], str] = str  # a key of the module -> its key in published files, the inverse of `rename`
+    published: Callable[[str], str] = str  # a key of the module -> its key in published files; inverts `rename`
     library: str = ""  # as in model_index.json; "" means transformers if the stem is "model", otherwise diffusers
 
 
@@ -191,7 +191,7 @@ class Saved(NamedTuple):
     class_name: str  # the pipeline's class name in model_index.json
     entries: Callable[[Any], Mapping[str, Any]] = lambda extras: {}  # extras -> additional entries of model_index.json
     schedulers: Callable[[Any], Mapping[str, Scheduler]] = lambda extras: {}  # extras -> {folder: additional scheduler}
-    # tokenizer -> {folder: tokenizer}, without tokenizers that need no files
+    # tokenizer -> {folder: tokenizer}, omitting tokenizers that need no files
     tokenizers: Callable[[Any], Mapping[str, Any]] = lambda tokenizer: {"tokenizer": tokenizer}
 
 
@@ -239,7 +239,7 @@ class Checkpoint(NamedTuple):
     # (folder, model_index.json, models) -> the checkpoint's settings that are not in its networks
     extras: Callable[[Path, Mapping[str, Any], Any], Any] = lambda folder, index, models: None
     extras_type: type[Any] = type(None)  # the type that `extras` returns
-    refuse: Callable[[Mapping[str, Any]], str | None] = lambda index: None  # why it is not supported, or None
+    refuse: Callable[[Mapping[str, Any]], str | None] = lambda index: None  # why it is unsupported, or None
     notice: Callable[[Mapping[str, Any]], str | None] = lambda index: None  # a warning to emit, or None
     unchecked: Mapping[str, Any] = {}  # entries of model_index.json for a checkpoint without a safety checker
     single_file: Any = None  # a `sega_jax.weights.single_file.SingleFile`; None if the family has none

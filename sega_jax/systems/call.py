@@ -19,7 +19,7 @@ from sega_jax.systems.conditioning import Text
 
 Prompt = str | Text | np.ndarray | jax.Array
 EditLike = Edit | Prompt
-PICTURES = ("pil", "uint8", "float")  # values of `output` that return pictures; all others return the final state
+PICTURES = ("pil", "uint8", "float")  # values of `output` that request pictures; all others request the final state
 MAX_PIXELS = 2**20  # the maximum height and width, in pixels
 _MAX_PICTURES = 2**16  # the maximum number of pictures per prompt; far more than one call can generate
 _RANGE = re.compile(r"([+-]?[0-9]{1,99})(?:-([0-9]{1,99}))?")  # one seed, or a range on the command line
@@ -56,7 +56,7 @@ class Prompts(Kind):
 class Seeds(Integer):
     """Whole numbers from 0 to 2^32 - 1.
 
-    Sequences are checked later, when the batch is built, because the number of pictures is not known before. On the
+    Sequences are checked later, when the batch is built, because the number of pictures is not known earlier. On the
     command line, several seeds are written as ranges and lists: 1-8, or 1-3,8.
     """
 
@@ -160,7 +160,7 @@ class Guidance(Kind):
 class GuidanceScale(Real):
     """Numbers that are negative or at least 1.
 
-    With a scale s in [0, 1), u + s (p - u) would ignore or weaken the prompt.
+    With a scale s in [0, 1), classifier-free guidance, u + s (p - u), would ignore or weaken the prompt.
     """
 
     @property

@@ -72,10 +72,10 @@ class ClipText(Text):
 
 
 class Skipping(NamedTuple):
-    """Tokenized texts that are to be encoded with the hidden states of an earlier layer.
+    """Tokenized texts, and how many of the text encoder's last layers to skip when encoding them.
 
-    The number of skipped layers is traced, so that one compiled program serves all numbers. It is also part of the
-    embedding cache's key.
+    The number of skipped layers is traced, so that one compiled program works for any number. The number is also part
+    of the embedding cache's key.
     """
 
     ids: Any  # int32 [texts, ...]
@@ -99,7 +99,7 @@ def check_skip(encoders: Sequence[Any], options: Mapping[str, Any], unread: int 
     """Checks that the text encoders have enough layers for `clip_skip`.
 
     Args:
-        unread: The number of layers at the end whose output is never used.
+        unread: The number of final layers whose output is never used.
 
     Raises:
         ValueError: A text encoder has fewer layers.

@@ -80,7 +80,8 @@ def setup(
 
     Args:
         table: The schedule's table.
-        image: Pictures to start from or to enlarge, [1 or entries, height, width, 3]; they determine the result's size.
+        image: Pictures to start from or to enlarge, [pictures, height, width, 3]: one for all rows, or one for each
+            prompt or picture of the batch. They determine the result's size.
         low_res: The conditioning on the pictures, if they are to be enlarged; None if sampling starts from them.
         image_noise: The call's argument `image_noise`.
         size_conditioning: A function from (height, width) in pixels to an array [rows, 6], for SDXL.
@@ -132,7 +133,7 @@ def _guidance_input(call: DiffusionCall, given: Given, guidance_rescale: np.ndar
     """Returns embedded guidance scales [rows, channels] for a guidance-distilled network, or None for other networks.
 
     Raises:
-        ValueError: The scale is below 1, or another argument for classifier-free guidance is given, although it would
+        ValueError: The scale is below 1, or the call has another argument for classifier-free guidance, which would
             have no effect. In the latter case, only a warning is emitted if `strict` is false.
     """
     channels = given.models.unet.config.time_cond_proj_dim
@@ -156,14 +157,14 @@ def _guidance_input(call: DiffusionCall, given: Given, guidance_rescale: np.ndar
 
 
 def per_row(name: str, value: Any, given: Given) -> np.ndarray:
-    """Returns an array [rows], given one number for all rows, or a list with one number for each prompt or picture."""
+    """Returns an array [rows], given either one number for all rows or a list of one for each prompt or picture."""
     if isinstance(value, list):
         return np.asarray(given.spread(name, value))
     return np.full(given.rows, value)
 
 
 def spread_pictures(image: np.ndarray, given: Given) -> list[np.ndarray]:
-    """Returns one picture per row, given one picture for all rows or one for each prompt or picture of the batch."""
+    """Returns one picture per row, given either one for all rows or one for each prompt or picture of the batch."""
     return list(image) * given.rows if len(image) == 1 else given.spread("image", list(image))
 
 
@@ -322,9 +323,9 @@ def predict(
     does not change the variance.
 
     Args:
-        low_res: For upscalers, the noisy low-resolution pictures [rows, height, width, 3], which have the height and
-            width of x, and their noise levels [rows]. Only x is multiplied by the solver's `input_scale`. diffusers
-            also multiplies the pictures by it for DeepFloyd-IF, but it is 1 for that family's scheduler.
+        low_res: For upscalers, a pair: the noisy low-resolution pictures [rows, height, width, 3], of the same height
+            and width as x, and their noise levels [rows]. Only x is multiplied by the solver's `input_scale`. For
+            DeepFloyd-IF, diffusers also multiplies the pictures by this factor, which its scheduler always sets to 1.
         guidance: The embedded guidance scales [rows, channels], for networks that take them as an input. The
             unconditional branch then uses the empty text at the same scale, and edit directions are relative to its
             prediction.
@@ -342,7 +343,7 @@ def predict(
 
 
 def in_chunks(function: Callable[..., Any], limit: int | None, x: jax.Array, *trees: Any) -> Any:
-    """Applies `function` to equal chunks of at most `limit` rows. A limit of None means all rows at once.
+    """Applies `function` to chunks of equal size, at most `limit` rows. A limit of None means all rows at once.
 
     Args:
         function: A function of x [rows, ...] and of pytrees of arrays. The first axis of these arrays runs over the
@@ -366,7 +367,7 @@ def in_chunks(function: Callable[..., Any], limit: int | None, x: jax.Array, *tr
 
 
 def check_context(net: UNetConfig, channels: int, source: str) -> None:
-    """Checks that every level of a UNet attends to text with this number of channels.
+    """Checks that every level of a UNet attends to text with the given number of channels.
 
     Args:
         source: Where the number of channels comes from, to show in the error message.
@@ -380,7 +381,7 @@ def check_context(net: UNetConfig, channels: int, source: str) -> None:
 
 
 def low_res_of(call: ConditionedCall, given: Given) -> tuple[np.ndarray, LowResCondition]:
-    """Returns the pictures that a call is to enlarge, and the conditioning on them.
+    """Returns the pictures that a call is to enlarge, and the conditioning made from them.
 
     Raises:
         TypeError, ValueError: No picture is given, or a noise level is out of range.

@@ -59,13 +59,13 @@ class Pictures(Kind):
         return False
 
     def parse(self, name: str, text: str) -> str:
-        """Checks that a file can be read as a picture and returns its absolute path."""
+        """Checks that a file can be read as a picture, and returns the file's absolute path."""
         read(text)
         return str(Path(text).expanduser().resolve())
 
 
 def read(image: Any) -> np.ndarray:
-    """Returns pictures as an array [pictures, height, width, 3] in [-1, 1], in float32 or the array's wider dtype.
+    """Returns pictures as an array [pictures, height, width, 3] in [-1, 1], in float32 or a wider input's dtype.
 
     Args:
         image: A Pillow image, a file path, or an array [height, width, 3] of uint8 or of floats in [0, 1]. Several
@@ -98,11 +98,11 @@ def _open(path: Path) -> Image.Image:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Converts a Pillow image of any mode to RGB, so that it looks as in an image viewer.
+    """Converts a Pillow image of any mode to RGB, as an image viewer would show it.
 
     The picture is rotated according to its EXIF orientation, transparent areas become white, and only the first frame
     of an animation is used. 16-bit grey levels are scaled to 8 bits. The modes "I" and "F" have no fixed range, so
-    white is taken to be the smallest of 1 ("F" only), 255 and 65535 that no pixel exceeds.
+    white is taken to be the smallest value among 1 ("F" only), 255 and 65535 that no pixel exceeds.
 
     Raises:
         ValueError: The pixels of a grey picture are out of range or not finite.

@@ -62,7 +62,7 @@ def latent_sizes(net: UNetConfig, auto: AutoencoderConfig) -> Sizes:
 
 
 def check_channels(net: UNetConfig, auto: AutoencoderConfig, more: int = 0) -> None:
-    """Checks that a UNet takes an autoencoder's latents with `more` additional channels, and that it returns latents.
+    """Checks that a UNet outputs an autoencoder's latent channels, and takes these plus `more` others as input.
 
     Raises:
         ValueError: The numbers of channels do not match.

@@ -30,7 +30,8 @@ class LowResCondition(NamedTuple):
     """
 
     picture: Any  # [rows, height, width, 3] in [-1, 1], without noise
-    level: Any  # int32 [rows], the training timestep with the same amount of noise, which is an input of the network
+    # int32 [rows], the network's input for the noise level: the training timestep with the same amount of noise
+    level: Any
     signal: Any  # [rows]
     noise: Any  # [rows]
     fresh: Any  # bool [rows], whether z is drawn at every call instead of once

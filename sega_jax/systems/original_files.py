@@ -45,7 +45,7 @@ _NOT_OF_PROJECTED_TEXT = r".*(position_ids|logit_scale|attn_mask)$"
 
 
 def _last_of_openclip(text_encoder: Any) -> str:
-    """Returns the prefix of OpenCLIP's last layer, which Stable Diffusion 2.x files contain but do not use."""
+    """Returns the name prefix of OpenCLIP's last layer, which is unused but present in Stable Diffusion 2.x files."""
     return f"transformer.resblocks.{text_encoder.config.num_hidden_layers}."
 
 
@@ -83,7 +83,7 @@ def _published_xl(path: Path, shapes: Shapes, _prediction_type: str | None) -> P
 
 
 def _folder(path: Path, shapes: Shapes, block: int, names: Mapping[int, str]) -> Path:
-    """Returns the folder of configs for a file, chosen by the text width in the given input block of its UNet."""
+    """Returns the config folder for a file, which depends on the text width in the given input block of the UNet."""
     width = shapes.get(f"{UNET}input_blocks.{block}.1.transformer_blocks.0.attn2.to_k.weight", (0,))[-1]
     if width not in names:
         raise CheckpointError(

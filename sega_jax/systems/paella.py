@@ -1,4 +1,4 @@
-"""Paella, version 3, which uses a grid of tokens, ByT5, CLIP and a network that predicts logits.
+"""Paella, version 3: a network that predicts the logits of a grid of tokens, with ByT5 and CLIP as text encoders.
 
 Source: Rampas et al. 2022, arXiv 2211.07292. Guidance is applied to the logits [rows, height, width, labels] before
 they are divided by the temperature.
@@ -40,7 +40,7 @@ from sega_jax.systems.programs import INITIAL
 from sega_jax.systems.sizes import state_shape
 
 _MAX_LOGITS = 2**32  # the maximum size of recorded or replayed logits per device, in bytes
-_CHUNK = 64  # the number of calls recorded at once; replayed records are padded to a multiple of it
+_CHUNK = 64  # the number of calls recorded at once; replayed records are padded to a multiple of this number
 
 
 class Models(NamedTuple):
@@ -291,7 +291,7 @@ def decode(vqgan: VQModel, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def mark_broken_rows(solver: Solver) -> Solver:
-    """Returns a solver that sets all tokens of a row to -1 once its logits are not finite. Integers cannot be NaN."""
+    """Returns a solver that sets a row's tokens to -1 once its logits are not finite; integers cannot be NaN."""
 
     def update(x, state, estimate, aux, call, draw):
         after, state = solver.update(x, state, estimate, aux, call, draw)

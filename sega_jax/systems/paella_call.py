@@ -11,7 +11,7 @@ from sega_jax.method.checks import brief, check_float
 from sega_jax.method.solvers import CHOICES
 from sega_jax.systems.call import PICTURES, Call
 
-# The share of steps that add noise to tokens again, and the temperatures, as in the published inference scripts.
+# From the published inference scripts: the share of steps that add new noise to the tokens, and the temperatures.
 RENOISED, TEMPERATURE = 26 / 32, (1.2, 0.2)
 MAX_STEPS = 2**20
 

@@ -126,7 +126,7 @@ def sample_prior(prior: PriorModel, text: PaellaText, key: jax.Array) -> PaellaT
 
 
 def tokenizer(folder: Path, models: Any, override: Any) -> tuple[ByteTokenizer | None, Tokenizer | None]:
-    """Returns the tokenizers of ByT5 and CLIP, with None if the network is missing. ByT5's tokenizer needs no files.
+    """Returns the tokenizers of ByT5 and CLIP as a pair, with None for a missing network. ByT5's needs no files.
 
     A user's pair of tokenizers is returned unchanged.
 

@@ -67,7 +67,7 @@ def advance(
     static: Static,
     concepts: int | None = None,
 ) -> tuple[Carry, Record | None]:
-    """Runs the model calls of a chunk of the schedule. Work that depends only on the text is done once for all calls.
+    """Runs the model calls of a chunk of the schedule. Work that depends only on the text is done once per chunk.
 
     Args:
         text: The family's text conditioning, [rows, 2 + n, ...].
@@ -122,7 +122,7 @@ def fork(
     sampler: Sampler,
     static: Static,
 ) -> Carry:
-    """Returns the carry for rows that continue from shared first calls; the momentum is computed for each row's edits.
+    """Returns the carry for rows that shared their first calls; the momentum is computed for each row's edits.
 
     Args:
         x: The states [rows, ...].

@@ -43,7 +43,7 @@ _installed_are_known = False
 def register(system: System) -> System:
     """Registers a family and returns it; a family with the same name is replaced.
 
-    When a checkpoint is loaded, the families' `recognise` functions are tried in order, the last registered one first.
+    When a checkpoint is loaded, the families' `recognise` functions are tried in reverse order of registration.
 
     Raises:
         TypeError: The value is not a `System`, or one of its parts has the wrong type.
@@ -174,9 +174,10 @@ def recognise_file(path: Path, shapes: Shapes) -> SingleFile:
 
 
 def adapters_of(models: Any) -> AdapterNames:
-    """Returns a family's names for LoRA and textual-inversion files; they are empty if the family supports neither.
+    """Returns the names that LoRA and textual-inversion files use for a family's networks.
 
-    If several families that support such files use the same type for `models`, the one registered last is chosen.
+    The result is empty if the family supports neither. If several families that support such files use the same
+    type for `models`, the one registered last is chosen.
     """
     system = _family_with_adapters(models)
     return AdapterNames() if system is None else system.checkpoint.adapters
@@ -217,7 +218,7 @@ def in_words(titles: Sequence[str]) -> str:
 
 
 def adapter_refusal(system: System, option: str) -> str | None:
-    """Returns a message if a family does not support the option "lora" or "textual_inversion", otherwise None."""
+    """Returns a message if a family does not support an option ("lora" or "textual_inversion"), otherwise None."""
     names = system.checkpoint.adapters or AdapterNames()
     if option == "lora" and not names.lora:
         return f"{system.title} does not support LoRA"

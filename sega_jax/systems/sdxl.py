@@ -176,7 +176,7 @@ def decode(vae: AutoencoderKL, latents: jax.Array, *, tile: int | None = None) -
 
 
 def encode_image(vae: AutoencoderKL, key: jax.Array, pictures: jax.Array, noise: Any = None) -> jax.Array:
-    """Encodes pictures as `sega_jax.systems.latent_space.encode_image` does, in the same dtype as `decode`."""
+    """Encodes pictures as `sega_jax.systems.latent_space.encode_image` does, in the dtype that `decode` uses."""
     return latent_space.encode_image(_upcast(vae), key, pictures, noise)
 
 
@@ -216,7 +216,7 @@ def extras(folder: Path, index: Mapping[str, Any], models: Models) -> Extras:
 
 
 def refuse(index: Mapping[str, Any]) -> str | None:
-    """Returns why the refiner, which has only the second text encoder, is rejected; None for other checkpoints."""
+    """Returns why a checkpoint is rejected if it is the refiner, which lacks the first text encoder; otherwise None."""
     if listed(index, "text_encoder_2") and not listed(index, "text_encoder"):
         return "is the Stable Diffusion XL refiner, which is not supported; give a checkpoint of the base model"
     return None

@@ -15,7 +15,7 @@ def state_shape(sizes: Sizes, height: int | None, width: int | None) -> tuple[in
     """Returns the state's (height, width, channels) for a picture of the given size in pixels.
 
     Raises:
-        TypeError, ValueError: A size is not a positive multiple of the checkpoint's factor, or is None and the
+        TypeError, ValueError: A size is not a positive multiple of the checkpoint's factor, or it is None although the
             checkpoint has no default.
     """
     shape: list[int] = []
@@ -104,11 +104,12 @@ def tile_side(vae: AutoencoderKL | None, tiled: Any) -> int | None:
     """Returns the side length of a decoder's tiles, in latent positions; None means that tiling is off.
 
     Args:
-        tiled: True for tiles of the autoencoder's training size, a side length in pixels, or False for no tiling.
+        tiled: False for no tiling, True to use the autoencoder's training size as the tile size, or an explicit side
+            length of a tile in pixels.
 
     Raises:
         TypeError, ValueError: The side length is not a multiple of 4 times the autoencoder's factor (tiles overlap by a
-            quarter of it), or there is no autoencoder.
+            quarter of their side), or there is no autoencoder.
     """
     if tiled is False:
         return None

@@ -101,7 +101,7 @@ def denoiser(unet: UNet2DConditionModel, text: Any, settings: Any, own: Any, x: 
 
 
 def recognise(index: Mapping[str, Any]) -> bool:
-    """Returns True, because this family is the fallback: errors then name the parts that the checkpoint lacks."""
+    """Returns True, because this family is the fallback: for other checkpoints, errors then name the missing parts."""
     return True
 
 

@@ -19,7 +19,7 @@ _DASHES = (
 
 
 def plain(text: str) -> str:
-    """Returns a text in lower case without surrounding spaces. Every prompt is processed at least in this way."""
+    """Returns a text in lower case without surrounding spaces. Every prompt gets at least this processing."""
     return text.lower().strip()
 
 
@@ -61,7 +61,7 @@ def _replace(pattern: str, by: str = "") -> Callable[[str], str]:
 def _link(scheme: str) -> str:
     """Returns a pattern that matches links with the given scheme.
 
-    It also matches a host and path, unless "@" follows.
+    It also matches a host and path without a scheme, unless "@" follows.
     """
     return rf"\b(?:{scheme}:(?:/{{1,3}}|[a-zA-Z0-9%])|[a-zA-Z0-9.-]+\.(?:{_DOMAINS})[\w/-]*\b/?(?!@))"
 
@@ -77,7 +77,7 @@ def _without_tags(text: str) -> str:
 
 
 def _spaced(text: str) -> str:
-    """Replaces hyphens and underscores by spaces if there are more than three. They then probably separate words."""
+    """Replaces hyphens and underscores with spaces if there are more than three, because they then separate words."""
     hyphens = re.compile("[-_]")
     return hyphens.sub(" ", text) if len(hyphens.findall(text)) > 3 else text
 
@@ -124,7 +124,7 @@ _RULES: tuple[Callable[[str], str], ...] = (
     _replace(r"\b[a-zA-Z]{1,3}\d{3,15}\b"),
     _replace(r"\b[a-zA-Z]+\d+[a-zA-Z]+\b"),
     _replace(r"\b\d+[a-zA-Z]+\d+\b"),
-    # Phrases of web shops
+    # Phrases from web shops
     _replace(r"(?:worldwide\s+)?(?:free\s+)?shipping"),
     _replace(r"(?:free\s)?download(?:\sfree)?"),
     _replace(r"\bclick\b\s(?:for|on)\s\w+"),

@@ -7,7 +7,7 @@ import numpy as np
 
 from sega_jax.text.tokenizers import Tokenizer, TokenizerPair, Warn, truncation
 
-# Round brackets multiply the weight of their words by this factor; square brackets divide the weight by it.
+# Round brackets multiply the weight of the words inside them by this factor; square brackets divide it.
 _FACTOR = 1.1
 _OPENING = {")": "(", "]": "["}
 
@@ -29,7 +29,7 @@ class Chunks(NamedTuple):
 
     Attributes:
         ids: int32 [chunks, length], or [chunks, 2, length] for a pair of tokenizers.
-        weights: The tokens' weights, float32 with the same shape; 1 for special tokens.
+        weights: The tokens' weights, float32 with the shape of `ids`; 1 for special tokens.
     """
 
     ids: np.ndarray
@@ -172,7 +172,7 @@ def parse_weights(text: str) -> list[tuple[str, float]]:
 
 
 def _weight(text: str, position: int) -> tuple[str, int] | None:
-    """Returns the weight at a position and the length of the match: for ": 1.2)", "1.2" and the length of ": 1.2)".
+    """Returns the weight at a position and the length of the match, such as "1.2" and 6 for ": 1.2)".
 
     If there is no weight at the position, returns None.
     """

@@ -68,8 +68,8 @@ class Tokenizer:
                 f" has {vocabulary} embeddings; check that the two folders belong together"
             )
         self.length = min(length, positions)
-        # {word: tokens} for words with several tokens, normalized by `_normal`. As in diffusers, tokens that belong to
-        # the same word are recognised by their names.
+        # {word normalized by `_normal`: its tokens} for words with several tokens. As in diffusers, tokens that belong
+        # to the same word are recognised by their names.
         self._expansions: dict[str, str] = {}
         added = self._tokenizer.get_added_vocab()
         for word in added:
@@ -137,7 +137,7 @@ class Tokenizer:
         return extended, extended._tokenizer.convert_tokens_to_ids(names)
 
     def _expanded(self, text: str) -> str:
-        """Replaces each word that has several tokens by its tokens. Like CLIP's tokenizer, this ignores case."""
+        """Replaces each word that has several tokens with these tokens. Case is ignored, as in CLIP's tokenizer."""
         if not self._expansions:
             return text
         words = "|".join(map(re.escape, sorted(self._expansions, key=len, reverse=True)))
@@ -176,7 +176,7 @@ class Tokenizer:
 
 
 def _normal(text: str) -> str:
-    """Normalizes a text as CLIP's tokenizer does before comparing words: Unicode form NFC, in lower case."""
+    """Normalizes a text to Unicode form NFC in lower case, as CLIP's tokenizer does before it compares words."""
     return unicodedata.normalize("NFC", text).lower()
 
 

@@ -1,4 +1,4 @@
-"""Runs a schedule's table in chunks, which all have the length for which the program is compiled.
+"""Runs a schedule's table in chunks, all of the length for which the program is compiled.
 
 Between chunks, the host updates the progress bar, calls callbacks, handles Ctrl-C and may switch to another program.
 """
@@ -27,7 +27,7 @@ class Chunks:
         self._prepared: dict[Hashable, set[int]] = {}
 
     def prepare(self, situation: Hashable, concepts: int) -> None:
-        """Allows `run` to use the program for the given number of concepts, after it has been compiled."""
+        """Records that the program for this number of concepts has been compiled, so that `run` may use it."""
         self._prepared.setdefault(situation, set()).add(concepts)
 
     def run(
@@ -50,7 +50,7 @@ class Chunks:
             situation: The key under which speed measurements and prepared programs are stored.
             every: If positive, a chunk ends after call 0, and then after every `every` calls.
             needed: The number of concepts that each call must predict, int [calls]. Each call uses the prepared program
-                with the fewest sufficient concepts, so that no other program is compiled.
+                for the smallest sufficient number of concepts, so that no other program is compiled.
             n: The total number of concepts. The program that predicts all of them may be used without `prepare`.
 
         Yields:
@@ -79,7 +79,7 @@ class Chunks:
 
 
 def chunk(table: Row, start: int, live: int) -> Row:
-    """Returns `live` lines of the table from `start` on, padded to a chunk with copies that are not live."""
+    """Returns `live` lines of the table from `start` on, padded to a chunk's length with lines that are not live."""
     index = np.minimum(start + np.arange(CHUNK), start + live - 1)
     return jax.tree.map(lambda column: column[index], table)._replace(live=np.arange(CHUNK) < live)
 

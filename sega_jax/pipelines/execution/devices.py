@@ -4,8 +4,8 @@ The rows of a batch are independent pictures, so the devices need not exchange d
 and is implemented as `jit(shard_map)`. According to JAX's migration guide
 (https://docs.jax.dev/en/latest/migrate_pmap.html), a move to `shard_map` would change only this file.
 
-A single picture uses only one device; the others would compute copies of it. To use them all, generate several
-seeds at once.
+A single picture uses only one device; the others would only compute copies of the same picture. To use them all,
+generate several seeds at once.
 """
 
 import time
