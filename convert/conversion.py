@@ -1,4 +1,4 @@
-"""`convert`: writes a checkpoint in another format."""
+"""Implements `convert`, which writes a checkpoint in a different format."""
 
 import functools
 import math
@@ -46,7 +46,7 @@ def convert(
     variant: str | None = None,
     progress: bool | None = None,
 ) -> Path:
-    """Converts a checkpoint of Stable Diffusion, SDXL, the x4 upscaler, or a stage of DeepFloyd-IF to another format.
+    """Converts a checkpoint of Stable Diffusion, SDXL, the x4 upscaler or one DeepFloyd-IF stage to another format.
 
     Both formats are folders in diffusers' layout. In Orbax format, two entries replace the weight files of each
     network: `orbax` and `orbax.json`. `orbax` is an Orbax checkpoint of {dotted path of a parameter in the module:
@@ -243,7 +243,7 @@ def _other_files(folder: Path, networks: Iterable[str]) -> Iterator[Path]:
 
 
 def _index(folder: Path, index: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Returns {name: content} for a folder's index, in which missing components are marked as absent for diffusers.
+    """Returns {name: content} for a folder's index, with missing components marked as absent in diffusers' notation.
 
     A component may be missing because it was not downloaded from the hub. The result is empty if none is missing.
     """

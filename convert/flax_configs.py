@@ -32,7 +32,7 @@ def of_torch_classes(folder: Path, files: Iterable[Path]) -> dict[str, dict[str,
 def _changed(name: str, config: dict[str, Any]) -> dict[str, Any]:
     if name == "scheduler_config.json":
         return of_torch(config)
-    # An index lists the library and class of every component. Like the other configs, it also has its own class.
+    # An index lists the library and class of every component. Like the other configs, it also names its own class.
     return {
         key: [_torch(entry) for entry in value] if name == "model_index.json" and isinstance(value, list) else value
         for key, value in config.items()

@@ -1,4 +1,4 @@
-"""`convert_paella`: combines Paella's published files into one checkpoint. Each file contains one network."""
+"""Implements `convert_paella`, which combines Paella's published files, each with one network, into one checkpoint."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -144,7 +144,7 @@ def _folder(path: str | Path) -> Path:
 
 
 def _byt5(folder: Path) -> tuple[Source, dict[str, Any], dict[Path, Path]]:
-    """Returns ByT5's encoder, its config, and no other files, because its tokenizer needs none."""
+    """Returns ByT5's encoder, its config, and an empty mapping of other files, because its tokenizer needs no files."""
     config = read_json(folder / "config.json")
     module = _built(folder, lambda: T5EncoderModel(T5Config.from_dict(config)))
 

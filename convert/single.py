@@ -1,4 +1,4 @@
-"""`convert_single`: converts a single-file Stable Diffusion checkpoint to a folder."""
+"""Implements `convert_single`, which converts a single-file Stable Diffusion checkpoint to a folder."""
 
 import os
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The options of `sega-jax edit` for adapters (LoRAs and textual inversions), for every stage of a cascade."""
+"""Defines the options of `sega-jax edit` for adapters (LoRAs and textual inversions) of every stage of a cascade."""
 
 import os
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ _HELP = {
 
 
 def options() -> list[click.Option]:
-    """Returns the adapter options for --model and for the later stages that support adapters."""
+    """Returns the adapter options of --model, and of the later stages that support adapters."""
     listed = []
     for name in ADAPTERS:
         titles = [one.title for one in systems().values() if adapter_refusal(one, name) is None]
@@ -51,10 +51,10 @@ def names() -> list[str]:
 
 
 def check_family(system: System, given: Mapping[str, Any]) -> None:
-    """Checks that the family of `--model` supports the adapters that were given for it.
+    """Checks that the family of the checkpoint `--model` supports the adapters that were given for this checkpoint.
 
     Raises:
-        ValueError: the family does not support them.
+        ValueError: the family does not support these adapters.
     """
     check_adapters(system, {name: given[name] for name in ADAPTERS if name in given}, _option_name)
 
@@ -64,12 +64,12 @@ def check(chosen: Mapping[str, Any], stages: Mapping[str, Any]) -> None:
 
     Args:
         chosen: {parameter: value} for the options that were given.
-        stages: {parameter: value} for the options of later stages that were given.
+        stages: {parameter: value} for those given options that belong to later stages.
 
     Raises:
-        FileNotFoundError, ValueError: a file or folder is missing, is given twice, or does not contain exactly one
-            LoRA; no word is given for one of several textual inversions; or an option belongs to a stage that was not
-            given.
+        FileNotFoundError, ValueError: a file or folder is missing or is given twice; a folder does not contain exactly
+            one LoRA; several textual inversions are given, one of them without a word; or an option belongs to a stage
+            that was not given.
     """
     tokenizer = chosen.get("tokenizer")
     if tokenizer is not None and not Path(tokenizer).expanduser().is_dir():
@@ -124,7 +124,7 @@ def by_stage(chosen: Mapping[str, Any], stages: list[str]) -> dict[str, dict[str
 
 
 def located(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the given options with absolute paths and commits, so that they can be used from any folder."""
+    """Returns the given options in a form that works in any folder: with absolute paths, and commits for hub names."""
     located = {name: value for name, value in chosen.items() if value not in (None, ()) and value is not False}
     paths = {name: located[name] for name in ("tokenizer", "config", "unet", "vae") if name in located}
     # Paths that do not exist are names on the hub.
@@ -140,7 +140,7 @@ def located(chosen: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def command_words(known: Mapping[str, Any]) -> list[str]:
-    """Returns the command-line arguments that set the given options, which `located` returned."""
+    """Returns the command-line arguments that set the given options, which must come from `located`."""
     return [word for name in names() for one in known.get(name) or () for word in (_option_name(name), one)]
 
 
@@ -176,7 +176,7 @@ def _is_file(path: str) -> bool:
 
 
 def _located(path: str) -> str:
-    """Returns the absolute path of a LoRA's file, given the file or its folder. Names on the hub stay unchanged."""
+    """Returns the absolute path of a LoRA's file, given the file or its folder. Hub names are returned unchanged."""
     return path if on_hub(path) is not None else pinned(_absolute(path))
 
 

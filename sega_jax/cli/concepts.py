@@ -23,7 +23,7 @@ DEMO_WORDS = ("glasses", "sunglasses", "smile", "beard", "hat", "beanie", "curly
 
 
 class Defaults(NamedTuple):
-    """The default settings of edits that add a concept and of edits that remove one."""
+    """The default settings of edits: one set for adding a concept, and one for removing a concept."""
 
     add: Edit
     remove: Edit
@@ -39,7 +39,7 @@ def demo(steps: int | str = settings.STEPS) -> Defaults:
 
 
 def help_text() -> str:
-    """Returns the defaults of an edit's settings for the help page."""
+    """Returns the part of the help page that lists the default settings of edits."""
 
     def values(edit: Edit) -> str:
         return f"scale={abs(edit.scale):g},threshold={edit.threshold:g},warmup={edit.warmup}"
@@ -61,7 +61,7 @@ def check_known(edit: Edit) -> None:
 
 
 def parse_edit(text: str, defaults: Defaults = LIBRARY) -> Edit:
-    """Reads an edit from `[-]WORDS[:NAME=VALUE,...]`. A leading minus removes the concept.
+    """Parses an edit of the form `[-]WORDS[:NAME=VALUE,...]`. A leading minus means that the edit removes the concept.
 
     Raises:
         ValueError: there are no words, a setting is unknown, or a value is not a number or out of range.
@@ -91,7 +91,7 @@ def parse_edit(text: str, defaults: Defaults = LIBRARY) -> Edit:
 
 
 def _quoted(text: str) -> tuple[str, str] | None:
-    """Returns the words in a JSON string and the settings after it, or None if the text does not start with one."""
+    """Returns the words in a JSON string and the settings that follow it. Returns None if there is no such string."""
     if not text.startswith('"'):
         return None
     try:
@@ -155,7 +155,7 @@ def complete(edit: Edit, momentum: Mapping[str, Any]) -> str:
 
     Args:
         edit: the edit.
-        momentum: the call's momentum settings, which the edit uses unless it has its own.
+        momentum: the call's momentum settings. They apply unless the edit has its own.
     """
     values = {name: getattr(edit, name) for name in _SETTINGS}
     values |= {name: momentum.get(name) for name, value in values.items() if value is None and name in momentum}

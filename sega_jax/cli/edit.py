@@ -69,7 +69,7 @@ class EditCommand(click.Command):
         return [*own, *super().get_params(ctx)]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes the options in sections. The most common options come first."""
+        """Writes the options in sections, starting with the most common options."""
         of_load, of_stages = {*load_arguments(), *adapters.names()}, stages.names()
         help_option = self.get_help_option(ctx)
         help_name = None if help_option is None else help_option.name
@@ -110,7 +110,7 @@ class Command(NamedTuple):
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "Command":
         given = {name: value for name, value in options.items() if value not in (None, ()) and value is not False}
-        # False is kept for flags that are on by default, because the user turned them off.
+        # For flags that are on by default, False is kept, because it means that the user turned them off.
         given |= {
             name: False for name, one in load_arguments().items() if one.default is True and options[name] is False
         }
@@ -186,7 +186,7 @@ def _check_early(given: Command) -> list[int]:
 
 
 def _located(given: Command, source: sources.Source, model: str | None) -> Command:
-    """Returns the options with absolute paths and commits, so that a command with these options works in any folder."""
+    """Returns the options in a form that works in any folder: with absolute paths, and commits for hub names."""
     load = given.load | adapters.located(given.load | given.adapters)
     if "scheduler" in load:
         load["scheduler"] = stages.absolute_path(load["scheduler"])

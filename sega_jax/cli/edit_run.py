@@ -26,7 +26,7 @@ _KINDS = ("original", "edited")
 SEEDS = ("seed", "images_per_prompt")
 # The maximum number of seeds that fit on one readable sheet.
 _MOST_SEEDS = 256
-# The number of seeds per device in a group, if the networks are loaded again for every group.
+# The number of seeds for each device in a group, if the networks are loaded again for every group.
 _LOW_MEMORY_SEEDS = 16
 _LARGEST_SEED = 2**32 - 1
 
@@ -79,13 +79,13 @@ def stored_seed(seeds: Sequence[int]) -> int | list[int]:
 
 
 def groups(seeds: Sequence[int], most: int) -> Iterator[tuple[list[int], int]]:
-    """Splits seeds into as few equal groups as possible, so that all groups run the same compiled programs.
+    """Splits seeds into the fewest groups possible. All have the same size, so they run the same compiled programs.
 
     Args:
         most: the maximum size of a group.
 
     Yields:
-        The seeds of a group, and how many of them to keep: the last group is padded by repeating its last seed.
+        The seeds of a group, and how many of them to keep. The last group is padded by repeating its last seed.
     """
     number = -(-len(seeds) // most)
     size = -(-len(seeds) // number)
@@ -104,14 +104,14 @@ def most_seeds(devices: int, low_memory: bool) -> int:
 
 
 def run(make: Callable[..., Output], call: Mapping[str, Any], job: Job, folder: Path, most: int) -> list[str]:
-    """Makes the pictures, writes them as soon as their group is done, and writes the sheet.
+    """Makes the pictures, writes each group as soon as it is done, and finally writes the sheet.
 
     Args:
         make: a function that makes pictures, given prompts, lists of edits and the arguments of a call.
         most: the maximum number of seeds in a group.
 
     Returns:
-        The names of the pictures with values that are not finite. These pictures are not written.
+        The names of the pictures that contain non-finite values. These pictures are not written.
     """
     rows = [[], job.concepts] if job.concepts else [[]]
     signed = [f"{'-' if one.scale < 0 else '+'} {one.concept}" for one in job.concepts]
@@ -174,7 +174,7 @@ def _bar(group: Sequence[int], count: int) -> dict[str, Any]:
 
 
 def _cells(result: Output, start: int, count: int) -> list[Cell]:
-    """Returns the pictures of a seed, with notes on missing and flagged pictures."""
+    """Returns a seed's cells for the sheet, with notes on missing and flagged pictures."""
     cells = []
     for row in range(start, start + count):
         flagged = result.flagged is not None and bool(result.flagged[row])
@@ -184,7 +184,7 @@ def _cells(result: Output, start: int, count: int) -> list[Cell]:
 
 
 def _write_seed(folder: Path, number: str, job: Job, seed: int, cells: Sequence[Cell]) -> tuple[list[Path], list[str]]:
-    """Writes a seed's pictures. Returns their paths, and the names of the pictures that are not finite."""
+    """Writes a seed's pictures. Returns the paths of the written ones, and the names of those that are not finite."""
     several = len(job.seeds) > 1
     stem = f"{number}-seed{seed}" if several else number
     paths, missing = [], []
@@ -205,8 +205,8 @@ def _write_seed(folder: Path, number: str, job: Job, seed: int, cells: Sequence[
 def _numbered(folder: Path) -> Iterator[str]:
     """Yields the first number that no file name in the folder starts with, such as "0001".
 
-    A hidden file reserves the number until the block ends, so that runs that write to the folder at the same time do
-    not use it.
+    A hidden file reserves the number until the `with` block ends, so that no other run that is writing to the folder
+    uses it.
     """
     taken = {begin[1] for path in folder.iterdir() if (begin := re.match(r"([0-9]{4,})-", path.name))}
     number = 0

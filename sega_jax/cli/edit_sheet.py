@@ -1,20 +1,20 @@
-"""Draws the sheet of `sega-jax edit`: the pictures of all seeds without edits and, below them, with edits."""
+"""Draws the sheet of `sega-jax edit`: the pictures without edits and, below them, the pictures with edits."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-# The side length up to which small pictures are enlarged, and the maximum width of all columns together, in pixels.
+# In pixels: the side length up to which small pictures are enlarged, and the maximum total width of all columns.
 _SIDE, _WIDTH = 384, 2048
-# The maximum number of pictures in a row, and the maximum used if this would give more than four rows.
+# The maximum number of pictures in a row, and the higher maximum to use when the first would give more than four rows.
 _COLUMNS, _MANY_COLUMNS = 8, 16
 _INK, _GREY, _EMPTY = "#1f2328", "#656d76", "#eaeef2"
 _SIGNS = {"+": "#116329", "-": "#a40e26"}
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Segment = tuple[str, str]  # a text without line breaks, and its colour
-Line = list[tuple[float, str, str]]  # the offset, text and colour of each part
+Line = list[tuple[float, str, str]]  # the offset, text and colour of each part of a line
 
 
 class Cell(NamedTuple):
@@ -44,7 +44,7 @@ class Sheet:
 
     @property
     def pictures(self) -> int:
-        """The number of pictures so far."""
+        """The number of pictures added so far."""
         return sum(cell.image is not None for cells in self._cells.values() for cell in cells)
 
     @property
@@ -158,7 +158,7 @@ class _Page:
 
 
 def _wrapped(segments: Sequence[Segment], font: Font, width: float) -> list[Line]:
-    """Breaks coloured segments into lines of at most `width` pixels. Breaks inside segments or words if necessary."""
+    """Breaks coloured segments into lines of at most `width` pixels, inside segments or words if necessary."""
     lines: list[Line] = [[]]
     x, space = 0.0, font.getlength(" ")
     for text, colour in segments:

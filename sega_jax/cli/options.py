@@ -1,4 +1,4 @@
-"""Shell options, derived from the declared arguments of calls and of `load`."""
+"""Derives the shell options from the declared arguments of calls and of `load`."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -49,7 +49,7 @@ def option(argument: Argument, *, prefix: str = "", help: str | None = None) -> 
 
 
 def call_options() -> list[click.Option]:
-    """Returns the options for calls of all families. Each help text names the option's families and defaults."""
+    """Returns the options for all families' calls. Each help text names the option's families and their defaults."""
     families: dict[str, list[System]] = {}
     for system in systems().values():
         for name in shell_arguments(system.call):
@@ -101,7 +101,7 @@ def parsed(declaration: type, given: Mapping[str, Any], prefix: str = "") -> dic
 
 
 def check_early(given: Mapping[str, Any]) -> None:
-    """Checks that each value is valid for at least one family. Reads no checkpoint.
+    """Checks, without reading a checkpoint, that each value is valid for at least one family.
 
     Raises:
         FileNotFoundError, TypeError, ValueError: a value is not valid for any family.
@@ -137,7 +137,7 @@ def check_family(system: System, model: str, given: Iterable[str]) -> None:
 
 
 def command_words(declaration: type, known: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str = "") -> list:
-    """Returns the command-line arguments that set every value that differs from its default."""
+    """Returns the command-line arguments that set all values that differ from the defaults."""
     words: list[str] = []
     for name, one in shell_arguments(declaration).items():
         value = known.get(f"{prefix}{name}".replace("-", "_"))

@@ -1,4 +1,4 @@
-"""The options of `sega-jax edit` for cascades. They name the later stages and control how all stages run."""
+"""Defines the options of `sega-jax edit` for cascades, which name the later stages and control how all stages run."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ from sega_jax.text import caption_cleaning
 
 # Arguments of a later stage that the cascade sets.
 _OWN = (*SHARED, "negative_prompt", "images_per_prompt", "seed", "height", "width", "image")
-# The number of pictures that a stage processes at once with --low-memory: those of one seed, without and with edits.
+# The number of pictures that a stage processes at once with --low-memory: one seed's two, without and with edits.
 _LOW_MEMORY_ROWS = 2
 _OTHERS = ("edited", "clean_captions", "low_memory")
 
@@ -122,11 +122,11 @@ def _of_stage(given: Mapping[str, Any], stage: str) -> dict[str, Any]:
 
 
 def check_family(system: System, model: str, given: Mapping[str, Any], *, image: bool = False) -> None:
-    """Checks that a command can start with this model, and that it supports the given options for cascades.
+    """Checks that a command can start with this model, and that the model supports the given options for cascades.
 
     Args:
         model: the checkpoint's name, for error messages.
-        image: whether the command names a picture. A later stage can enlarge it without a cascade.
+        image: whether the command names a picture. If so, a later stage can be the model: it enlarges the picture.
 
     Raises:
         ValueError: the model is a later stage but no picture is given, or an option applies to cascades but the model
@@ -151,7 +151,7 @@ def check_load(system: System, model: str, given: Mapping[str, Any]) -> None:
     Raises:
         ValueError: cascades do not support an option.
     """
-    # `load_cascade` takes the revision and the scheduler of each stage.
+    # `load_cascade` accepts a revision and a scheduler for each stage.
     known = {*inspect.signature(load_cascade).parameters, "revision", "scheduler"}
     for name in given:
         if system.stages and name not in known:
@@ -161,7 +161,7 @@ def check_load(system: System, model: str, given: Mapping[str, Any]) -> None:
 
 
 def located(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the options with absolute paths and commits, so that a command with these options works in any folder.
+    """Returns the options in a form that works in any folder: with absolute paths, and commits for hub names.
 
     Raises:
         FileNotFoundError, CheckpointError: a stage's checkpoint is missing or not a checkpoint.
@@ -187,7 +187,7 @@ def absolute_path(scheduler: str | None) -> str | None:
 def load(
     model: str, revision: str | None, given: Mapping[str, Any], *, scheduler: Any, **common: Any
 ) -> tuple[Pipeline, Callable[..., Output]]:
-    """Returns the first stage's pipeline, and a function that runs all stages with the arguments of its call.
+    """Returns the first stage's pipeline, and a function that takes the arguments of a call and runs all stages.
 
     Args:
         model, revision: the first stage's checkpoint.
@@ -208,7 +208,8 @@ def load(
     first = cascade.stages[FIRST].outline
     fewer: dict[str, Any] = {}
     if given.get("low_memory") and first.devices.devices[0].platform != "cpu":
-        # With --low-memory, groups of seeds are larger. CPUs process one picture at a time anyway.
+        # With --low-memory, groups of seeds are larger, so stages split them. CPUs process one picture at a time
+        # anyway.
         fewer["rows_at_once"] = _LOW_MEMORY_ROWS
 
     def make(prompt: list[str], edits: list, *, seed: list[int], negative_prompt: Any = None, **call: Any) -> Output:

@@ -1,4 +1,4 @@
-"""`sega-jax sweep FILE`, and commands for a sweep's folder: status, measure, sheet, plot and report."""
+"""Defines `sega-jax sweep FILE` and the commands for a sweep's folder: status, measure, sheet, plot and report."""
 
 import time
 from collections.abc import Callable
@@ -99,8 +99,8 @@ def _plan(sweep: sweeps.Sweep, facts: sweeps.Facts, folder: str, rows: int | Non
     """Returns the plan of a sweep.
 
     Args:
-        rows: the maximum number of rows in a batch. None means the same maximum as in the folder's plan if that plan is
-            for the same sweep, and otherwise as many rows as fit into memory.
+        rows: the maximum number of rows in a batch. None reuses the maximum of the folder's plan if that plan is for
+            the same sweep, and otherwise means as many rows as fit into memory.
     """
     kept = sweeps.kept(folder)
     if rows is None and kept is not None and kept.sweep == sweep:
@@ -114,13 +114,13 @@ def _keep(plan: sweeps.Plan, folder: str, make_plan: Callable[[], sweeps.Plan]) 
     """Writes the plan into the folder, and returns the plan that the folder then contains.
 
     Raises:
-        ValueError: the folder contains another plan.
+        ValueError: the folder already contains a different plan.
     """
     try:
         sweeps.keep(plan, folder)
         return plan
     except ValueError:
-        # Another worker may have written its plan first, with as many rows as fit its own memory.
+        # Another worker may have written its plan first, with as many rows as fit into its own memory.
         plan = make_plan()
     try:
         sweeps.keep(plan, folder)
@@ -137,7 +137,7 @@ def _other_plan(folder: str) -> str:
 
 
 def _with_rows_of(kept: sweeps.Plan, sweep: sweeps.Sweep, facts: sweeps.Facts, share: bool) -> sweeps.Plan:
-    """Returns the plan of a sweep, with the same number of rows in each stage as in a stored plan."""
+    """Returns the plan of a sweep, in which each stage has the same number of rows as in a stored plan."""
     earlier = None
     for facts_of_stage, stage in zip(facts.chain, kept.chain, strict=True):
         earlier = sweeps.plan(sweep, facts_of_stage, stage.rows, share=share, earlier=earlier)
@@ -151,7 +151,7 @@ def _labelled(stage: sweeps.Plan, plan: sweeps.Plan, text: str) -> str:
 
 
 def _worker(text: str | None) -> tuple[int, int] | None:
-    """Parses the number of a worker and the total number of workers, such as "2/16".
+    """Parses text such as "2/16": the number of a worker and the total number of workers.
 
     Raises:
         ValueError: the text does not have the form 2/16.
@@ -178,7 +178,7 @@ def status(folder: str) -> None:
 
 
 def _out(default: str, help: str) -> Any:
-    """Returns the option --out for a command that writes a file."""
+    """Returns the option --out of a command that writes a file."""
     return click.option(
         "--out", default=default, show_default=True, type=click.Path(path_type=Path, dir_okay=False), help=help
     )

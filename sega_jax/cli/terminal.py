@@ -48,7 +48,7 @@ def remember_compilations() -> None:
 
 @contextmanager
 def pictures_reported_elsewhere() -> Iterator[None]:
-    """Hides the library's warnings about missing and black pictures, which name rows of a batch instead of seeds."""
+    """Hides warnings about missing and black pictures, because they name rows of a batch instead of seeds."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PictureWarning)
         yield

@@ -103,7 +103,7 @@ def _report(pipe: SemanticStableDiffusionPipeline, source: sources.Source, varia
     if commit is not None:
         yield f"checkpoint  {name}, commit {commit}"
         return
-    yield f"checkpoint  {Path(name).name}"  # the folders above it may contain a person's name
+    yield f"checkpoint  {Path(name).name}"  # omit the parent folders: their names may include a person's name
     yield from (f"  {name}: sha256 {sha256(path)}" for name, path in _weights(source, variant))
 
 

@@ -39,7 +39,7 @@ class Lora:
         return Lora(self.path, self.weight * scale)
 
     def without_networks(self, models: Any, excluded: Collection[str]) -> "Lora":
-        """Returns this LoRA with weight 0 in the excluded networks."""
+        """Returns this LoRA with weight 0 for the excluded networks."""
         if not isinstance(self.weight, Mapping):
             weights = dict.fromkeys(self.networks(models), self.weight)
         else:
@@ -76,9 +76,10 @@ class Additions:
 
     Attributes:
         models, tokenizer: the networks and the tokenizer without the additions.
-        words: (new word, its file) pairs, in order. The word is None if the file contains several words.
+        words: (new word, its file) pairs, in the order in which they were added. The word is None if the file contains
+            several words.
         loras: {name: loaded LoRA that is not fused}.
-        fused: {name: (the LoRA with its weight before fusing, the LoRA with its weight after fusing)}.
+        fused: {name: (LoRA with the weight from before fusing, LoRA with the fused weight)}.
         enabled: whether the LoRAs in `loras` are merged.
     """
 
@@ -121,7 +122,7 @@ class Additions:
         return dataclasses.replace(self, loras=unfused, fused={**self.fused, **fused})
 
     def unfuse(self) -> "Additions":
-        """Returns these additions with the fused LoRAs loaded but not fused."""
+        """Returns these additions with all fused LoRAs unfused but still loaded."""
         return dataclasses.replace(self, loras=self.all_loras, fused={})
 
     def unload(self) -> "Additions":

@@ -1,4 +1,4 @@
-"""The arguments that the pipelines share, under diffusers' names, and their translation to a native call.
+"""Defines the arguments that the pipelines share, with diffusers' names, and translates them to a native call.
 
 Each pipeline extends one of these dataclasses with its own arguments.
 """
@@ -173,7 +173,7 @@ class PipelineArguments:
 
     @property
     def lora_scale(self) -> float:
-        """The factor of all LoRA weights."""
+        """The factor by which all LoRA weights are multiplied."""
         return 1.0
 
     @property
@@ -190,7 +190,7 @@ class PipelineArguments:
         return None if scale is None else max(scale, 1.0)
 
     def text(self, name: str, *, required: bool = False) -> Any:
-        """Returns the prompts as strings, the embeddings that were given instead, or None if neither was given.
+        """Returns the prompts as strings, or the embeddings that were given instead. Returns None if neither was given.
 
         Args:
             name: "prompt" or "negative_prompt".
@@ -227,7 +227,7 @@ class PipelineArguments:
         """Returns the native argument `edits` for `concepts`: one list for all prompts, or one list per prompt.
 
         Raises:
-            ValueError: an argument has fewer entries than there are concepts.
+            ValueError: an argument has fewer entries than the number of concepts.
         """
         if concepts and isinstance(concepts[0], list):
             return [self._edits(row) for row in concepts]
@@ -249,7 +249,7 @@ class PipelineArguments:
         ]
 
     def _entries(self, name: str, n: int, default: Any) -> list[Any]:
-        """Returns a list with an argument's value for each of n concepts."""
+        """Returns a list of an argument's values, one for each of n concepts."""
         value = getattr(self, name)
         if name == "edit_weights" and value == []:  # an empty list means the default in diffusers, too
             value = None

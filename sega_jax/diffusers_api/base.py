@@ -46,10 +46,10 @@ class DiffusersPipeline(Switches):
     _systems: ClassVar[tuple[System, ...]]  # the supported families
     _additions_record: Additions | None = None  # the LoRAs and new words contained in `_modified_models`
     _modified_models: Any = None  # the networks that `_additions_record` describes
-    # All pipelines that share their LoRAs and new words with this one, including this pipeline itself.
+    # All pipelines that share LoRAs and new words with this one, including this one.
     _sharers: "weakref.WeakSet[DiffusersPipeline] | None" = None
     _running_calls: int = 0
-    _interrupt: bool = False  # callbacks set it to end a call
+    _interrupt: bool = False  # a callback sets this to end the call
 
     def __init__(self, *args: Any, **components: Any) -> None:
         name = type(self).__name__
@@ -122,7 +122,7 @@ class DiffusersPipeline(Switches):
 
     @classmethod
     def from_pipe(cls, pipeline: Any, *, torch_dtype: Any = None, **options: Any) -> Self:
-        """Creates a pipeline that shares weights and compiled programs, but not the scheduler, with another pipeline.
+        """Creates a pipeline that shares another pipeline's weights and compiled programs, but not its scheduler.
 
         Args:
             pipeline: a native pipeline, or a pipeline of this package. In the latter case, LoRAs and new words that are
@@ -164,7 +164,7 @@ class DiffusersPipeline(Switches):
         return f"{' or '.join(system.title for system in cls._systems)} for {cls.__name__}"
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
-        """Writes a checkpoint in diffusers layout, with LoRAs merged into the weights and new words included.
+        """Writes a checkpoint in diffusers layout. It includes new words, and its weights include the merged LoRAs.
 
         Args:
             save_directory: a new or empty folder.
@@ -234,7 +234,7 @@ class DiffusersPipeline(Switches):
         return out
 
     def _with_picture_size(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Returns the arguments of a native call. Subclasses that start from a picture add its size."""
+        """Returns the arguments of a native call. Subclasses that start from a picture add the picture's size."""
         return options
 
     def _check_guidance(self, scale: Any) -> None:
@@ -256,14 +256,14 @@ class DiffusersPipeline(Switches):
             self._sharers = None
 
     def _recorded(self) -> Additions | None:
-        """Returns the additions to the current networks, or None if there are none or the networks were replaced."""
+        """Returns the additions to the current networks. Returns None if there are none or a network was replaced."""
         return self._additions_record if self._modified_models is self.pipeline.models else None
 
     def _additions(self) -> Additions:
         return self._recorded() or Additions(self.pipeline.models, self.pipeline.tokenizer)
 
     def _apply(self, additions: Additions) -> None:
-        """Replaces the LoRAs and new words in the networks of all pipelines that share them.
+        """Replaces the LoRAs and new words of this pipeline, and of all pipelines that share them.
 
         Raises:
             RuntimeError: one of these pipelines is running a call.
@@ -315,7 +315,7 @@ class DiffusersPipeline(Switches):
 def source_options(source: Any, options: dict[str, Any]) -> dict[str, Any]:
     """Removes options that are None, and `variant` if the source is a single file.
 
-    `safety_checker=None` is kept. diffusers accepts a variant for single files, but it has no effect.
+    `safety_checker=None` is kept. diffusers accepts a variant for single files but ignores it.
     """
     options = {name: value for name, value in options.items() if value is not None or name == "safety_checker"}
     if sources.names_file(source):
@@ -351,7 +351,7 @@ class UNetPipeline(DiffusersPipeline):
         self._replace_network("text_encoder", value)
 
     def _replace_network(self, name: str, value: Any) -> None:
-        """Replaces a network and removes all LoRAs.
+        """Replaces a network of this pipeline and removes all LoRAs.
 
         Raises:
             TypeError: `value` is not the right kind of network.

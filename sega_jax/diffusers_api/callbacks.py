@@ -12,8 +12,8 @@ class StepEnd:
     """A native callback that calls a diffusers callback.
 
     The diffusers callback is called with (pipe, step, timestep, {"latents": array}) and must return the mapping
-    unchanged. The latents have channels last. They are read-only, because a change would have no effect on the compiled
-    programs. The callback may set `pipe._interrupt = True`, which ends the sampling and decodes the current latents.
+    unchanged. The latents have channels last. They are read-only, because changing them would not affect the sampling.
+    If the callback sets `pipe._interrupt = True`, the sampling ends and the current latents are decoded.
 
     Args:
         pipe: the pipeline to pass to the callback.

@@ -84,8 +84,8 @@ class SemanticIFPipeline(LoraPipeline):
     """diffusers' pipelines for the first two stages of DeepFloyd-IF, with semantic guidance.
 
     Each pipeline wraps the native pipeline of one stage, `pipeline`. To run all stages in one call, use
-    `sega_jax.load_cascade`. There is no safety checker and no watermark. Arrays have channels last. The noise comes
-    from a seed, a generator or a JAX key.
+    `sega_jax.load_cascade`. Pictures are neither safety-checked nor watermarked. Arrays have channels last. The noise
+    comes from a seed, a generator or a JAX key.
 
     Example:
         >>> from sega_jax import SemanticIFPipeline
@@ -100,7 +100,7 @@ class SemanticIFPipeline(LoraPipeline):
 
     _systems: ClassVar[tuple[System, ...]] = (STAGE_1, STAGE_2)
 
-    # These components are not supported, but code written for diffusers reads them and passes them to the upscaler.
+    # These components are not supported, but code for diffusers reads these attributes and passes them to the upscaler.
     safety_checker = feature_extractor = watermarker = None
 
     @classmethod
@@ -158,7 +158,8 @@ class SemanticIFPipeline(LoraPipeline):
             device: ignored.
 
         Returns:
-            Two arrays [prompts * num_images_per_prompt, tokens, channels], of the prompts and of the negative prompts.
+            Two arrays [prompts * num_images_per_prompt, tokens, channels]: one for the prompts, one for the negative
+            prompts.
 
         Raises:
             TypeError, ValueError: a prompt is not a string, or the numbers of prompts and negative prompts differ.
@@ -193,7 +194,7 @@ class SemanticIFPipeline(LoraPipeline):
 def _cleaned(texts: Any, clean: bool) -> Any:
     """Cleans a text, or nested lists of texts, if `clean` is set. Values that are not texts stay unchanged."""
     if isinstance(texts, str) and texts and clean:
-        from sega_jax.text import caption_cleaning  # needs the libraries of the extra "if"
+        from sega_jax.text import caption_cleaning  # this import needs the libraries of the extra "if"
 
         return caption_cleaning.clean(texts)
     return [_cleaned(text, clean) for text in texts] if isinstance(texts, list | tuple) else texts

@@ -47,7 +47,7 @@ class LoraPipeline(UNetPipeline):
                 the only weight file.
             revision: the branch, tag or commit of the repository.
             subfolder: the file's folder inside the folder or repository.
-            hotswap: whether to replace the loaded LoRA `adapter_name` and keep its weight.
+            hotswap: whether to replace the loaded LoRA named `adapter_name`, keeping its weight.
             options: diffusers' options for the hub, such as `cache_dir`, and options without an effect here.
 
         Raises:
@@ -80,7 +80,7 @@ class LoraPipeline(UNetPipeline):
         Args:
             adapter_names: the name of a loaded LoRA, or several names.
             adapter_weights: one weight for all LoRAs, or one for each; None means 1. A weight is a number or {network:
-                number}, such as {"unet": 0.8}. Networks that are not named have weight 1.
+                number}, such as {"unet": 0.8}. Networks that it omits have weight 1.
 
         Raises:
             TypeError, ValueError: `adapter_names` includes a LoRA that is not loaded or is fused, the number of weights
@@ -154,7 +154,7 @@ class LoraPipeline(UNetPipeline):
         adapter_names: Sequence[str] | None = None,
         **options: Any,
     ) -> None:
-        """Fuses LoRAs with the weights. `unload_lora_weights` keeps fused LoRAs; `unfuse_lora` undoes the fusing.
+        """Fuses LoRAs into the weights. `unload_lora_weights` keeps fused LoRAs; `unfuse_lora` undoes the fusing.
 
         Args:
             components: the networks to fuse. They must include every network that the LoRAs change.
@@ -233,7 +233,7 @@ class LatentPipeline(LoraPipeline):
         Args:
             pretrained_model_name_or_path: a .safetensors, .bin or .pt file, or a folder or hub repository that contains
                 learned_embeds.safetensors or learned_embeds.bin; or a list of these.
-            token: the new word, or a list with one for each file. None means the name in the file.
+            token: the new word, or a list with one word for each file. None means the word that the file stores.
             tokenizer, text_encoder: ignored.
             weight_name: the file's name in the folder or repository.
             revision: the branch, tag or commit of the repository.

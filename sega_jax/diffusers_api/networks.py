@@ -1,4 +1,4 @@
-"""diffusers' network classes. They load a single network, which can replace a network of a checkpoint."""
+"""diffusers' network classes. Each loads a single network, which can replace the one in a checkpoint."""
 
 import os
 from pathlib import Path

@@ -44,10 +44,10 @@ class Estimates:
 
 
 def estimates(record: Record | None) -> dict[str, Any]:
-    """Converts a native record, whose arrays have the rows first, to the fields of `Estimates`.
+    """Converts a native record, whose arrays have the rows as the first axis, to the fields of `Estimates`.
 
     Args:
-        record: the native record. None returns an empty mapping.
+        record: the native record. For None, an empty mapping is returned.
     """
     if record is None:
         return {}

@@ -1,6 +1,7 @@
 """diffusers' standard pipelines.
 
-They are the semantic pipelines, including semantic guidance, but take positional arguments in the standard order.
+They are subclasses of the semantic pipelines and also support semantic guidance, but they take positional arguments
+in the standard order.
 """
 
 import dataclasses
@@ -113,7 +114,7 @@ class ImageToImagePipeline(DiffusersPipeline):
 
 
 def _fitted(picture: Any, multiple: int) -> Any:
-    """Resizes a PIL image so that its sides are multiples of `multiple`. Other values stay unchanged."""
+    """Resizes a PIL image so that its sides are multiples of `multiple`. Other values are returned unchanged."""
     if not isinstance(picture, Image.Image):
         return picture
     width, height = (max(side - side % multiple, multiple) for side in picture.size)

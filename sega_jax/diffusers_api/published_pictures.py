@@ -1,8 +1,8 @@
-"""diffusers' published reference pictures for semantic guidance, and a comparison with a checkpoint's pictures.
+"""Compares a checkpoint's pictures with diffusers' published reference pictures for semantic guidance.
 
 diffusers' nightly tests (tests/pipelines/semantic_stable_diffusion/test_semantic_diffusion.py, 2023 to 2025) generated
 three pictures with Stable Diffusion 1.5 in float32 on a GPU and compared nine values of each. The pictures start from
-noise that torch drew on a GPU. tests/reference/record_cuda_noise.py recorded this noise.
+noise that torch drew on a GPU. The script tests/reference/record_cuda_noise.py recorded this noise.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ import numpy as np
 from sega_jax.diffusers_api.stable_diffusion import SemanticStableDiffusionPipeline
 from sega_jax.text.files import sha256
 
-# The folder with the recorded noise, and the name of the file with its digests (in the format of sha256sum).
+# The folder with the recorded noise, and the name of the file with the digests (in the format of sha256sum).
 NOISE, SUMS = Path(__file__).parent / "published_noise", "SHA256SUMS"
 # The largest absolute difference that diffusers' tests allow.
 TOLERANCE = 1e-2
@@ -108,7 +108,8 @@ def noise(seed: int, folder: Path = NOISE) -> np.ndarray:
 
     Args:
         seed: the seed of the picture.
-        folder: a folder with the noise for each seed, `SEED.npy`, and the file SHA256SUMS with their digests.
+        folder: a folder that contains a file `SEED.npy` with the noise for each seed, and the files' digests in
+            SHA256SUMS.
 
     Raises:
         FileNotFoundError: the noise or SHA256SUMS is missing.

@@ -22,7 +22,7 @@ class SchedulerType(type):
     """
 
     def __call__(cls, **options: Any) -> Scheduler:
-        """Creates a scheduler from options. Options that are not given have diffusers' defaults.
+        """Creates a scheduler from options. Missing options have diffusers' defaults.
 
         Raises:
             TypeError, ValueError: an option is unknown or has an unsupported value.

@@ -30,7 +30,7 @@ from sega_jax.text.tokenizers import Tokenizer
 
 @dataclasses.dataclass
 class CheckedImages(Images):
-    """Pictures with the results of the safety checker."""
+    """Pictures, together with the results of the safety checker."""
 
     nsfw_content_detected: list[bool] | None
 
@@ -80,7 +80,7 @@ class StableDiffusionArguments(TimestepArguments, LatentArguments):
 class SemanticStableDiffusionPipeline(LatentPipeline):
     """diffusers' semantic pipeline for Stable Diffusion 1.x and 2.x.
 
-    It wraps a native pipeline, `pipeline`. It fixes some of diffusers' bugs: edits also take effect at
+    It wraps a native pipeline, `pipeline`, and fixes some of diffusers' bugs: edits also take effect at
     `guidance_scale <= 1`, the embeddings of several concepts are not mixed up in a batch, and tuples and None work
     wherever lists do. Predictions are recorded only with `return_guidance=True`. Arrays have channels last. The noise
     comes from a seed, a generator or a JAX key.
@@ -217,8 +217,8 @@ class SemanticStableDiffusionPipeline(LatentPipeline):
             clip_skip: as for a call.
 
         Returns:
-            Two arrays [prompts * num_images_per_prompt, tokens, channels], of the prompts and of the negative prompts.
-            The second is None without `do_classifier_free_guidance`.
+            Two arrays [prompts * num_images_per_prompt, tokens, channels]: one for the prompts, one for the negative
+            prompts. The second is None without `do_classifier_free_guidance`.
 
         Raises:
             TypeError, ValueError: a prompt is not a string, or the numbers of prompts and negative prompts differ.

@@ -52,8 +52,8 @@ class SemanticStableDiffusionXLPipelineOutput(Estimates, Images):
 class SemanticStableDiffusionXLPipeline(LatentPipeline):
     """diffusers' pipeline for Stable Diffusion XL, with semantic guidance.
 
-    It wraps a native pipeline, `pipeline`. There is no watermark. Arrays have channels last. The noise comes from a
-    seed, a generator or a JAX key.
+    It wraps a native pipeline, `pipeline`. Pictures are not watermarked. Arrays have channels last. The noise comes
+    from a seed, a generator or a JAX key.
 
     Example:
         >>> from sega_jax import SemanticStableDiffusionXLPipeline
@@ -180,9 +180,9 @@ class SemanticStableDiffusionXLPipeline(LatentPipeline):
             device: ignored.
             num_images_per_prompt: how many copies of each embedding to return, at least 1.
             do_classifier_free_guidance: whether to encode the negative prompts.
-            negative_prompt: one negative prompt for all prompts, or one for each. None means zeros if the checkpoint's
-                setting says so, and the embedding of "" otherwise.
-            negative_prompt_2: the negative prompts for the second text encoder. None means `negative_prompt`.
+            negative_prompt: one negative prompt for all prompts, or one for each. None means zeros if the pipeline's
+                `force_zeros_for_empty_prompt` is true, and the embedding of "" otherwise. negative_prompt_2: the
+                negative prompts for the second text encoder. None means `negative_prompt`.
             lora_scale: multiplies the weights of loaded LoRAs.
             clip_skip: as for a call.
 
@@ -214,7 +214,7 @@ class SemanticStableDiffusionXLPipeline(LatentPipeline):
         """Generates pictures, with diffusers' arguments, defaults and results.
 
         Unlike in diffusers, this pipeline also accepts `long_prompts`, `weighted`, `image` and `strength`. Unsupported
-        arguments accept only the values that have no effect in diffusers.
+        arguments accept only values that have no effect in diffusers.
 
         Returns:
             A `SemanticStableDiffusionXLPipelineOutput`, or a tuple (images,) if `return_dict` is False.

@@ -1,4 +1,4 @@
-"""diffusers' methods that control where and how a pipeline runs. Some of them have no effect here."""
+"""Defines diffusers' methods that control where and how a pipeline runs. Some of them have no effect here."""
 
 import difflib
 import inspect
@@ -55,9 +55,9 @@ class Switches:
         """Moves the networks to devices and casts them.
 
         Args:
-            args: a device, a dtype, or both. A device is "cuda" for all accelerators, "cuda:0" for the first one,
-                "cpu", a torch device, or one or more JAX devices. Without an accelerator, "cuda" only warns. A dtype is
-                a torch, NumPy or JAX dtype, or its name.
+            args: a device, a dtype, or both. A device is "cuda" for all accelerators, "cuda:0" for the first one, or
+                "cpu"; it may also be a torch device, or one or more JAX devices. Without an accelerator, "cuda" only
+                causes a warning. A dtype is a torch, NumPy or JAX dtype, or its name.
             device, dtype: the device and the dtype as keyword arguments.
             options: `torch_dtype`, and options such as `memory_format` that have no effect here.
 

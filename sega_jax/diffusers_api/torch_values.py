@@ -12,7 +12,7 @@ from sega_jax.pipelines.execution.devices import Devices
 from sega_jax.pipelines.load_options import DTYPES
 from sega_jax.pipelines.messages import warn
 
-# Device names for accelerators, and values of `device_map` that leave the choice to the library.
+# Device names for accelerators, and the values of `device_map` that let the library choose.
 _ACCELERATORS = ("cuda", "gpu", "tpu", "mps", "xpu", "npu", "hpu", "rocm")
 _AUTOMATIC = ("auto", "balanced", "balanced_low_0", "sequential")
 # The largest seed of a picture, and an upper bound on the number of pictures in a call, whose seeds are s, s + 1, ...
@@ -48,8 +48,8 @@ def devices_of(value: Any, current: Devices) -> Devices:
 
     Args:
         value: a name such as "cuda", "cuda:1" or "cpu", a torch device, one or more JAX devices, or None.
-        current: the pipeline's devices. They are returned if `value` is None or refers to these devices, or if it names
-            an accelerator but JAX has none.
+        current: the pipeline's devices. They are returned if `value` is None, if it refers to these devices, or if it
+            names an accelerator but JAX has none.
 
     Raises:
         TypeError, ValueError: `value` is not a device, or there is no device with the given index.

@@ -1,4 +1,4 @@
-"""Reads the weights of one network from the msgpack files that diffusers and transformers wrote for Flax.
+"""Reads the weights of one network from a Flax checkpoint of diffusers or transformers, stored as msgpack files.
 
 `flax.serialization.to_bytes` writes one map for each Linen module. The maps are nested, and their leaves are arrays. An
 array is a msgpack extension that holds its shape, dtype and entries. Like Flax, this module reads files with `msgpack`,
@@ -25,7 +25,7 @@ from sega_jax.weights.torch_pickle import mapped
 # Linen and this library order the axes of parameters in the same way. Names are converted to torch's names, because
 # each module's `rename` expects those.
 LINEN = Layout(torch_name, lambda _path, shape: shape, lambda _path, array: array)
-# Limits far above those of any real network: the number of names in a file and in one map, and the length of a path.
+# Limits far above those of any real network: the names in a file, the names in one map, and the length of a path.
 _MAX_NAMES, _MAX_NAMES_IN_MAP, _MAX_PATH_LENGTH = 2**16, 2**10, 512
 # Codes of Flax's msgpack extensions for arrays, and the key that marks a map as an array of more than 2^30 bytes.
 _ARRAY, _SCALAR, _CHUNKED = 1, 3, "__msgpack_chunked_array__"
@@ -39,9 +39,9 @@ _LAYERS = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out
 class FlaxTensors(Tensors):
     """Reads the arrays of one network in Flax's msgpack format.
 
-    The file is `diffusion_flax_model.msgpack` (diffusers) or `flax_model.msgpack` (transformers), or the shards that
-    `flax_model.msgpack.index.json` lists. All arrays stay in memory until the file is closed, because msgpack cannot be
-    read in parts.
+    They are in `diffusion_flax_model.msgpack` (diffusers), in `flax_model.msgpack` (transformers), or in the shards
+    that `flax_model.msgpack.index.json` lists. All arrays stay in memory until the file is closed, because msgpack
+    cannot be read in parts.
 
     Args:
         folder, variant, rename: as for `Tensors`.
@@ -116,7 +116,7 @@ def _unpacked(data: Any) -> Any:
 
 
 def _array(code: int, data: bytes) -> np.ndarray:
-    """Decodes an array from a msgpack extension that contains a list of its shape, dtype and entries.
+    """Decodes an array from a msgpack extension, which contains the list [shape, dtype, entries].
 
     Raises:
         ValueError: the extension is not a valid array.
@@ -130,7 +130,7 @@ def _array(code: int, data: bytes) -> np.ndarray:
 
 
 def _joined(content: Mapping[str, Any]) -> np.ndarray:
-    """Joins a large array, which is stored as a map with its shape and the chunks of its entries.
+    """Joins the chunks of a large array, which is stored as a map with the keys "shape" and "chunks".
 
     Both the shape and the chunks are stored as maps from positions ("0", "1", ...) to values.
 

@@ -42,7 +42,7 @@ _BLOCK = 128
 
 
 def in_safetensors(path: Path) -> dict[str, Entry]:
-    """Returns {key: tensor} for the 8-bit tensors in a safetensors file. `safe_open` must have validated its header."""
+    """Returns {key: tensor} for the 8-bit tensors in a safetensors file. `safe_open` must have validated the header."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
@@ -59,7 +59,7 @@ def widened(array: np.ndarray) -> np.ndarray:
     """Converts an array of 8-bit floats to a wider type without rounding. Other arrays are returned unchanged."""
     if array.dtype not in _WIDE:
         return array
-    with np.errstate(invalid="ignore"):  # later, `pull.fill` reports NaN
+    with np.errstate(invalid="ignore"):  # `pull.fill` reports NaN later
         return array.astype(_WIDE[array.dtype])
 
 
@@ -74,7 +74,7 @@ def width(dtype: np.dtype) -> int:
 
 
 def scaled(path: Path, entries: Iterable[Entry]) -> dict[str, Entry]:
-    """Returns {key: tensor}. Reading a weight from the result multiplies it by its scale in float32.
+    """Returns {key: tensor}. A weight is multiplied by its scale, in float32, when it is read from the result.
 
     The result omits scales and metadata about the format.
 
@@ -111,7 +111,7 @@ def scaled(path: Path, entries: Iterable[Entry]) -> dict[str, Entry]:
 
 
 def _check_format(path: Path, entry: Entry, *, has_scale: bool) -> None:
-    """Checks ComfyUI's metadata about a layer's format, a tensor whose elements are the bytes of a JSON object."""
+    """Checks ComfyUI's format tensor for a layer. Its elements are the bytes of a JSON object."""
     try:
         name = json.loads(bytes(entry.read().astype(np.uint8)) if entry.nbytes < _MAX_NOTE_SIZE else b"")["format"]
     except (ValueError, TypeError, KeyError, RecursionError):
@@ -129,7 +129,7 @@ def _read(path: Path, start: int, shape: tuple[int, ...], dtype: np.dtype) -> np
 def _scaled(path: Path, weight: Entry, scale: Entry) -> np.ndarray:
     """Multiplies a weight by its scale, in float32.
 
-    The scale contains one number for the entire weight, for each entry of the first axis, or for each block of a
+    The scale contains one number for the entire weight, for each index along the first axis, or for each block of a
     matrix.
 
     Raises:

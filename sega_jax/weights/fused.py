@@ -12,18 +12,18 @@ from sega_jax.weights.layout import Entry
 
 
 class Forms(NamedTuple):
-    """Describes which of a network's tensors a file stores in a different form. Each pattern is searched in names."""
+    """Describes which of a network's tensors a file stores in a different form. Patterns are searched for in names."""
 
     fused: Mapping[str, tuple[str, ...]] = MappingProxyType({})  # {pattern: layers stacked row-wise}
     convolutions: str = r"$^"  # linear layers stored as 1 x 1 convolutions
-    transposed: str = r"$^"  # matrices stored as [in, out]; the pattern is searched in the file's names
+    transposed: str = r"$^"  # matrices stored as [in, out]; the pattern is searched for in the file's names
 
 
 def parameters(name: str, entry: Entry, forms: Forms, width: int | None = None) -> Iterator[tuple[str, Entry]]:
-    """Yields (name, entry) for each parameter in a tensor. A fused tensor contains several, named "NAME[LAYER]".
+    """Yields (name, entry) for each parameter in a tensor. In a fused tensor, they are named "NAME[LAYER]".
 
     Args:
-        name: the tensor's name, in which the patterns of `forms` are searched.
+        name: the tensor's name; the patterns of `forms` are searched for in it.
         entry: the tensor in the file.
         width: how many consecutive rows of a fused tensor belong to one layer, such as the size of an attention head.
             None means that all rows of a layer are consecutive.
@@ -53,5 +53,5 @@ def _reshaped(read: Callable[[], np.ndarray], shape: tuple[int, ...]) -> np.ndar
 
 
 def _rows(read: Callable[[], np.ndarray], groups: tuple[int, ...], layer: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Reads the rows of one layer. The shape `groups` is [groups, layers, rows of a group, ...]."""
+    """Reads the rows of one layer. The axes of the shape `groups` are [groups, layers, rows in a group, ...]."""
     return read().reshape(groups)[:, layer].reshape(shape)

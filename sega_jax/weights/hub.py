@@ -19,7 +19,7 @@ _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _ADDRESS = re.compile(
     rf"(?P<repository>{_ID.pattern})(?:@(?P<revision>[\w.%-]+))?(?:/(?P<path>[^/*?\\](?:[^*?\\]*[^/*?\\])?))?"
 )
-# Hosts of the hub's pages, in addition to the endpoint that HF_ENDPOINT may set.
+# Hosts that serve the hub's pages, in addition to the endpoint that HF_ENDPOINT may set.
 _HOSTS = ("huggingface.co", "hf.co")
 # The path components that may separate the repository from the revision in a page's web address.
 _PAGES = ("tree", "blob", "resolve", "raw")
@@ -163,7 +163,7 @@ def files(repository: str, revision: str | None = None) -> list[str] | None:
     """Returns the paths of all files in a repository, or None if the hub does not answer.
 
     Args:
-        repository, revision: as for `fetch`, whose errors say why the hub does not answer.
+        repository, revision: as for `fetch`. Its error messages say why the hub does not answer.
     """
     import huggingface_hub
 

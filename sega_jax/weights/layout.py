@@ -55,7 +55,7 @@ class Entry(NamedTuple):
 
     key: str
     shape: tuple[int, ...]
-    nbytes: int  # the size of the array that `read` returns
+    nbytes: int  # the size of the array that `read` returns, in bytes
     read: Callable[[], np.ndarray]
     eight_bit: bool = False  # whether the file stores 8-bit floats
 

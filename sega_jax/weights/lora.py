@@ -66,8 +66,8 @@ def read(
 
     Args:
         networks: {folder in diffusers' layout, such as "unet": network}.
-        lora: a file, a folder or a name on the hub (see `lora_files.find`), which is used with scale 1; or {file:
-            scale}.
+        lora: {file: scale}, or one file to use with scale 1. A file may also be given as a folder or a name on the hub
+            (see `lora_files.find`).
         names: how files name the layers of each network.
         checkpoints: descriptions of single-file checkpoints, to recognise a checkpoint that was passed as a LoRA by
             mistake.
@@ -81,7 +81,8 @@ def read(
         TypeError: `lora` is neither a path nor {path: scale}.
         ValueError: a scale is not a finite number.
         CheckpointError: a file is missing or broken, contains tensors that do not belong to a LoRA, changes layers that
-            the networks lack or whose shapes differ, or uses an unsupported method. The error lists the first problems.
+            the networks lack or that have different shapes there, or uses an unsupported method. The error message
+            lists the first few problems.
     """
     scales = list(lora.items()) if isinstance(lora, Mapping) else [(lora, 1.0)]
     for path, scale in scales:
@@ -168,7 +169,7 @@ def _layers(
 def _misfit(
     path: Path, networks: Mapping[str, Any], tensors: Tensors, families: Families, problems: Sequence[str]
 ) -> CheckpointError:
-    """Returns the error for a LoRA that does not fit. It names the LoRA's family or else lists the problems."""
+    """Returns the error for a LoRA that does not fit. It names the LoRA's family or, failing that, the problems."""
     lora_family, family = families.of_file(_sizes_in(tensors.shapes)), families.of_checkpoint(_sizes_of(networks))
     if lora_family and family and lora_family != family:
         return CheckpointError(
@@ -182,7 +183,7 @@ def _misfit(
 
 
 def _sizes_in(tensors: Mapping[str, tuple[int, ...]]) -> LayerSizes:
-    """Returns {layer: (out, in)}, the size of the weight that a layer's tensors fit, or () if it is unknown."""
+    """Returns {layer: (out, in)}, where (out, in) is the size of the weight that fits the tensors, or () if unknown."""
     layers: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, shape in tensors.items():
         if parts := parsed(name):

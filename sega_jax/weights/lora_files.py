@@ -30,7 +30,7 @@ def find(lora: str | os.PathLike[str]) -> Path:
 
     Raises:
         CheckpointError: the file does not exist, or a folder or repository does not contain exactly one LoRA. The error
-            message lists the files in it.
+            message lists the files that were found there.
     """
     path = Path(os.path.expanduser(lora))
     name = on_hub(lora)
@@ -58,7 +58,7 @@ def on_hub(lora: str | os.PathLike[str]) -> hub.Address | None:
 def pinned(lora: str | os.PathLike[str], folder: Path = Path()) -> str:
     """Returns a name that always identifies the same LoRA.
 
-    This is the absolute path of its file, or its name on the hub with commit and file. A path need not exist.
+    The name is the absolute path of a local file, or "owner/name@commit/file" on the hub. A path need not exist.
 
     Args:
         lora: a file, a folder or a name on the hub.
@@ -81,7 +81,7 @@ def pinned(lora: str | os.PathLike[str], folder: Path = Path()) -> str:
 def digest(path: str) -> str:
     """Returns the SHA-256 of a local file or a file on the hub, as hexadecimal digits.
 
-    If peft's settings are next to a LoRA, the digest covers both files.
+    If peft's settings file is in the same folder as the LoRA, the digest covers both files.
 
     Raises:
         FileNotFoundError, ValueError: the file does not exist or cannot be read.
@@ -98,7 +98,7 @@ def digest(path: str) -> str:
 
 
 def _fetched(name: hub.Address) -> tuple[Path, hub.Address]:
-    """Downloads the file that a name refers to. Returns its local path, and its name with commit and file."""
+    """Downloads the file that a name refers to. Returns the file's local path, and the name with commit and file."""
     if name.path:
         return _fetched_file(name)
     known = [*_DIFFUSERS, *_PEFT, CONFIG]
@@ -118,7 +118,7 @@ def _fetched(name: hub.Address) -> tuple[Path, hub.Address]:
 
 
 def _fetched_file(name: hub.Address) -> tuple[Path, hub.Address]:
-    """Downloads a file and the settings next to it. Returns the file's path, and its name with commit."""
+    """Downloads a file and the settings next to it. Returns the file's path, and the name with the commit."""
     if not name.path.endswith(ENDINGS):
         raise CheckpointError(f"{name} should have one of the endings {', '.join(ENDINGS)}; name a different file")
     snapshot = hub.fetch(name.repository, [glob.escape(name.path), str(Path(name.path).parent / CONFIG)], name.revision)
@@ -145,7 +145,7 @@ def _files(folder: Path) -> list[str]:
 
 
 def _named(files: Sequence[str]) -> str | None:
-    """Returns the file that has one of the names used by diffusers or peft, or None."""
+    """Returns the first file that has a name used by diffusers or peft, or None."""
     known = [*_DIFFUSERS, *(_PEFT if CONFIG in files else ())]
     return next((name for name in known if name in files), None)
 

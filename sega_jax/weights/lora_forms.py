@@ -28,7 +28,7 @@ class Form:
     scaled: bool = False  # whether the difference is multiplied by alpha / r
 
     def rank(self, shapes: Shapes) -> int | None:
-        """Returns the rank, which divides alpha, or None for a form without alpha or rank."""
+        """Returns the rank (the divisor of alpha), or None for a form without alpha or rank."""
         return None
 
     def sizes(self, shapes: Shapes) -> Sizes | None:
@@ -173,10 +173,10 @@ class LoKr(Form):
     """LoKr: the Kronecker product of w1 and w2 (Yeh et al. 2024).
 
     w1 is [a, b] and w2 is [c, d] or [c, d, height, width], where out = a * c and in = b * d. Each may be stored as a
-    product of rank r, w1_a w1_b or w2_a w2_b. For a convolution whose w2 is stored as a product, w2_b is [r, d * height
-    * width]; or t2 [r, r, height, width] stores the kernel, and w2_a is [r, c]. If neither w1 nor w2 is stored as a
-    product, there is no rank, and the alpha in the file is ignored, as in LyCORIS. Alpha and r in peft's settings still
-    apply.
+    product of rank r, w1_a w1_b or w2_a w2_b. For a convolution whose w2 is stored as a product, either w2_b is [r, d *
+    height * width], or t2 [r, r, height, width] stores the kernel and w2_a is [r, c]. If neither w1 nor w2 is stored as
+    a product, there is no rank, and the alpha in the file is ignored, as in LyCORIS. Alpha and r in peft's settings
+    still apply.
     """
 
     name = "LoKr"
@@ -271,7 +271,7 @@ class BiasDifference(Difference):
 
 
 class UpBias(Form):
-    """The bias of the up projection in peft's LoRAs, which is added to the layer's bias."""
+    """The bias of the up projection in peft's LoRAs. It is added to the layer's bias."""
 
     name = "the bias of a LoRA"
     of_bias = scaled = True

@@ -16,7 +16,7 @@ from sega_jax.weights.lora_products import FORMS, decomposed, magnitude_fits
 from sega_jax.weights.tensors import Tensors
 
 Reads = dict[str, Callable[[], np.ndarray]]
-# A function that takes a network, the key of a layer's weight, alpha and rank, and returns the difference's factor.
+# Maps a network's name, the key of a layer's weight, alpha and the rank to the factor of the layer's difference.
 Factor = Callable[[str, str, float | None, int | None], float]
 
 # The roles of tensors that hold a single number, which may be an integer.
@@ -36,7 +36,8 @@ class Layer(NamedTuple):
         """Returns the difference for a weight in torch's layout, in float32 or a wider dtype.
 
         Args:
-            weight: [out, in] or [out, in, height, width]; or a bias or the scale of a normalisation layer, [out].
+            weight: a weight [out, in] or [out, in, height, width], or a vector [out] (a bias, or the scale of a
+                normalisation layer).
         """
         arrays = {role: read().astype(np.float32) for role, read in self.reads.items()}
         return decomposed(arrays, weight, self.form.difference(arrays, weight, self.factor))
@@ -88,7 +89,7 @@ def _grouped(
     names: Mapping[str, LoraNames],
     problems: list[str],
 ) -> dict[tuple[str, str], Group]:
-    """Returns {(network, key of the layer's weight): its tensors} for a file. Adds unusable tensors to `problems`.
+    """Returns {(network, key of a layer's weight): the layer's tensors}. Adds unusable tensors to `problems`.
 
     Raises:
         CheckpointError: the file contains several adapters.
@@ -136,7 +137,7 @@ def _resolve_vector(group: Group, problems: list[str]) -> None:
 def _forms(
     part: str, key: str, group: Group, shapes: Mapping[str, tuple[int, ...]], problems: list[str]
 ) -> list[tuple[Form, str]]:
-    """Returns (form, key that it changes) for each form that a layer's tensors describe. Adds misfits to `problems`."""
+    """Returns (form, key that it changes) for each form that fits a layer's tensors. Adds the misfits to `problems`."""
     roles = group.names.keys()
     if len(shapes[key]) < 2 and not roles <= _NORM_ROLES:
         problems += [f"  unexpected {name} {group.shapes[role]}" for role, name in group.names.items()]
@@ -168,7 +169,7 @@ def _forms(
 
 
 def _missing(roles: Iterable[str]) -> str:
-    """Returns, as text, the missing roles of the form that a layer resembles most."""
+    """Returns, as text, the roles that a layer lacks for the form that it resembles most."""
     present = set(roles)
     similar = [needed for form in FORMS for needed in form.needs if needed & present]
     if not similar:

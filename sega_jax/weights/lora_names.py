@@ -1,7 +1,7 @@
 """Parses the names of tensors in the files of LoRAs and related adapters: layer, role and adapter.
 
 diffusers and peft name layers by dotted paths; kohya's scripts use paths with underscores. Dots and underscores are
-treated as equal. A prefix names the network of a layer. Each family defines its prefixes and layers (`LoraNames`).
+treated as equivalent. A prefix names the network of a layer. Each family defines its prefixes and layers (`LoraNames`).
 """
 
 import re
@@ -65,7 +65,7 @@ WORDS = "bundle_emb."
 class LoraNames(NamedTuple):
     """Describes how LoRA files name the layers of one network."""
 
-    starts: tuple[str, ...]  # prefixes of its tensors' names; "" matches names without a known prefix
+    starts: tuple[str, ...]  # the prefixes of the network's tensors; "" matches names without a known prefix
     layers: Callable[[Any], Mapping[str, str]]  # returns {layer name in files: key of the layer's weight} for a network
 
 

@@ -196,7 +196,7 @@ def _butterfly(blocks: np.ndarray, rows: np.ndarray, stride: int) -> np.ndarray:
 
 
 def magnitude_fits(shapes: Shapes, shape: Sizes) -> bool:
-    """Returns whether DoRA's norms fit a weight of the given shape. Returns True if the layer has none."""
+    """Returns whether DoRA's norms fit a weight of the given shape. Returns True if the layer has no norms."""
     present = [role for role in MAGNITUDE if role in shapes]
     return len(present) < 2 and all(_axis(role, shapes[role], shape) is not None for role in present)
 

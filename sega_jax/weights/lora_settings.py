@@ -1,7 +1,7 @@
 """Reads the settings that peft and diffusers store for a LoRA: alphas, ranks and the scaling rule.
 
-peft's `save_pretrained` writes them to adapter_config.json next to the weights. diffusers writes the same settings as
-JSON to the header of the safetensors file. `save_lora_weights` prefixes each setting with the network's name;
+peft's `save_pretrained` writes them to adapter_config.json next to the weights. diffusers writes the same settings, as
+JSON, to the header of the safetensors file. `save_lora_weights` prefixes each setting with the network's name;
 `save_lora_adapter`, which saves one network, does not.
 """
 
@@ -32,7 +32,7 @@ class Settings(NamedTuple):
     alpha: float | None = None  # None means that alpha equals the rank
     patterns: Mapping[str, float] = {}  # {regular expression for layer names: alpha}
     rslora: bool = False  # whether to divide by the square root of the rank instead of the rank
-    rank: float | None = None  # of layers whose matrices do not determine it; None gives them the factor 1
+    rank: float | None = None  # the rank of layers whose matrices do not determine it; None means factor 1
     ranks: Mapping[str, float] = {}  # {regular expression for layer names: rank}, for the same layers
 
     def factor(self, key: str, alpha: float | None, rank: int | None) -> float:
@@ -60,7 +60,7 @@ def _matching(patterns: Mapping[str, float], key: str, otherwise: float | None) 
 def factors(
     path: Path, parts: Iterable[str], keys: Iterable[str]
 ) -> Callable[[str, str, float | None, int | None], float]:
-    """Returns a function from a layer's network, key, alpha and rank to its factor; see `Settings.factor`.
+    """Returns a function that maps a layer's network, key, alpha and rank to its factor; see `Settings.factor`.
 
     Args:
         path: the file of the LoRA.
@@ -93,7 +93,7 @@ def settings_file(path: Path, keys: Iterable[str]) -> Path | None:
 
 
 def lacks_settings(path: Path, keys: Iterable[str]) -> bool:
-    """Returns whether a LoRA comes from peft and its alpha is stored neither in the file nor next to it."""
+    """Returns whether a LoRA comes from peft and its alpha is stored neither in its file nor in settings next to it."""
     keys = list(keys)
     lacks_alpha = any(key.startswith(_PEFT) for key in keys) and not any(key.endswith("alpha") for key in keys)
     return lacks_alpha and _header(path) is None and settings_file(path, keys) is None

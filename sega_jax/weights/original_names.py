@@ -35,7 +35,7 @@ _UNET_ENDS = {
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
 }
-# The layers of a resnet in all repositories that descend from guided-diffusion.
+# The names of a resnet's layers in all repositories that descend from guided-diffusion.
 RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",

@@ -29,17 +29,17 @@ Shapes = Mapping[str, tuple[int, ...]]
 class Original(NamedTuple):
     """Describes how single files name and store the tensors of one network.
 
-    All names start with the prefix `start`. The other fields refer to the rest of a name, except that the patterns of
-    `forms` are searched in the full name.
+    All names start with the prefix `start`. The other fields refer to the rest of a name, except for the patterns of
+    `forms`, which are searched for in the full name.
     """
 
     start: str
     names: Callable[[Any], Mapping[str, str]]  # returns {key in diffusers' layout: name} for a network
     spelling: Callable[[str], str] = str  # translates alternative names to the names in `names`
-    others: str = r"$^"  # a pattern that matches the beginning of a name if the tensor does not belong to the network
+    others: str = r"$^"  # a pattern for the beginnings of names that do not belong to the network
     spare: Callable[[Any], str] | None = None  # returns the prefix of a layer that the network does not use
     forms: Forms = Forms()
-    ema: str = ""  # the prefix of names in the moving average, which have no dots; "" if files have none
+    ema: str = ""  # the prefix of the moving average's names, which have no dots; "" without a moving average
 
     def full_names(self, network: Any) -> dict[str, str]:
         """Returns {key in diffusers' layout: full name} for a network's parameters."""
@@ -69,7 +69,7 @@ class SingleFile(NamedTuple):
 
 
 def has_ending(path: str) -> bool:
-    """Returns whether a path ends like a weight file."""
+    """Returns whether a path has the ending of a weight file."""
     return path.endswith(ENDINGS)
 
 

@@ -270,7 +270,7 @@ def in_words(variants: Iterable[str]) -> str:
 
 
 def _remedy(folder: Path, stem: str, ending: str) -> str:
-    """Suggests a remedy, as text, for a folder that lacks the requested weight file."""
+    """Returns text that suggests a remedy for a folder without the requested weight file."""
     if choices := variants(folder, stem, ending):
         return f"The folder has weights for {in_words(choices)}"
     others = sorted(path.name for path in folder.glob(f"{stem}.*")) if folder.is_dir() else []

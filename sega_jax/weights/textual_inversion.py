@@ -37,7 +37,7 @@ class TextEncoders(NamedTuple):
 
     family: str
     keys: Mapping[str, str]  # {key in files with vectors for several encoders: folder in diffusers' layout}
-    widths: str  # the vector widths of published checkpoints, such as "768 and 1280", for messages
+    widths: str  # the vector widths of published checkpoints, such as "768 and 1280", for error messages
 
 
 class Word(NamedTuple):

@@ -111,7 +111,7 @@ def opened(path: Path, rename: Callable[[str], str | None] = str) -> Tensors:
         CheckpointError: the file is missing, broken or hostile.
     """
     kind = looks_like(path)
-    if kind not in (*_PICKLES, "a safetensors file"):  # then the ending determines which error is raised
+    if kind not in (*_PICKLES, "a safetensors file"):  # opening the file fails; the ending determines the error
         kind = "a safetensors file" if path.suffix == ".safetensors" else "a pickle"
     return (NestedTensors if kind in _PICKLES else Tensors).of_file(path, rename)
 

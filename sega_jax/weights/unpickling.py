@@ -136,7 +136,7 @@ class Machine:
 
         Args:
             data: the file, at the position where the pickle starts.
-            end: the pickle must end before this position, in bytes.
+            end: the position, in bytes, before which the pickle must end.
 
         Raises:
             CheckpointError: the pickle calls anything other than torch's functions for tensors.
@@ -203,7 +203,7 @@ class Machine:
         elif name in ("REDUCE", "NEWOBJ"):
             arguments, function = stack.pop(), stack.pop()
             stack.append(self.call(function, arguments))
-        elif name == "BUILD":  # sets attributes of a tensor or dictionary, which are not needed
+        elif name == "BUILD":  # would set attributes of an object; they are not needed
             stack.pop()
         elif name == "BINPERSID":
             stack.append(self.persistent(stack.pop()))
@@ -229,7 +229,7 @@ class Machine:
     def with_items(self, container: dict, items: list[Any]) -> dict:
         """Adds items to a dictionary and returns it. Keys and values alternate in `items`."""
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # Comparing nested tuples can take exponential time.
+            # Other keys are refused: comparing nested tuples, for example, can take exponential time.
             if not isinstance(key, _KEYS):
                 raise self.refused(f"a {type(key).__name__} as a key")
             container[key] = value
@@ -254,7 +254,7 @@ class Machine:
             return Name(name)
         if name in ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"):
             return arguments[0]
-        if name == "torch._tensor._rebuild_from_type_v2":  # a tensor of a subclass, or with attributes
+        if name == "torch._tensor._rebuild_from_type_v2":  # a tensor that has attributes or belongs to a subclass
             function, _, inner, *_ = arguments
             return self.call(function, inner)
         if _HARMLESS.fullmatch(name):

@@ -1,4 +1,4 @@
-"""Writes checkpoints, whose networks are safetensors files in diffusers' layout or Orbax checkpoints."""
+"""Writes checkpoints. Each network becomes a safetensors file in diffusers' layout, or an Orbax checkpoint."""
 
 import json
 import logging
@@ -36,7 +36,7 @@ class Part(NamedTuple):
     """A network to write."""
 
     nbytes: int  # the total size of its arrays
-    read: Callable[[Callable[[int], Any]], Network]  # reads the network; calls its argument with the size of each array
+    read: Callable[[Callable[[int], Any]], Network]  # reads the network; calls its argument with each array's size
     stem: str  # the name of the weight file in diffusers' layout, without its ending
 
 
@@ -171,7 +171,7 @@ def _save(tensors: Mapping[str, np.ndarray], path: Path) -> None:
 
 @contextmanager
 def _one_error() -> Iterator[None]:
-    """Silences the hundreds of lines that Orbax's threads print about an error that is raised anyway."""
+    """Silences the hundreds of lines that Orbax's threads print about an error that is also raised."""
     hook, logger = sys.unraisablehook, logging.getLogger("absl")
     disabled = logger.disabled
     sys.unraisablehook, logger.disabled = lambda _: None, True
