@@ -140,8 +140,7 @@ class Conv(nnx.Module):
 class DoublingConv(nnx.Module):
     """A transposed convolution of stride 2 that doubles the height and width of [batch, height, width, in].
 
-    It equals torch's layer with size 2 and no padding, or with size 4 and padding 1. The kernel is (height, width, out,
-    in).
+    It equals torch's with size 2 and no padding, or with size 4 and padding 1. The kernel is (height, width, out, in).
     """
 
     def __init__(self, inputs: int, outputs: int, size: int):
