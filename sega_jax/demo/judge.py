@@ -4,8 +4,8 @@
     python -m sega_jax.demo.judge --check
 
 The first command trains a judge. Both commands print the judge's accuracy on portraits that it was not trained on, both
-as drawn and after the model's autoencoder has encoded and decoded them. Only functions that train the judge or measure
-its accuracy draw portraits and import `sega_jax.demo.training`.
+as drawn and after the model's autoencoder has encoded and decoded them. Training the judge and measuring its accuracy
+require drawn portraits, so those functions import `sega_jax.demo.training`. Using the judge does not need it.
 """
 
 import functools
@@ -108,7 +108,8 @@ def _split(logits: jax.Array) -> list[jax.Array]:
 
 
 def learn(vae: Any, key: jax.Array, *, steps: int = 1500, batch: int = 256) -> Judge:
-    """Trains a judge on portraits. The autoencoder decodes half of them from noisy latents.
+    """Trains a judge on portraits. Half of the portraits are first encoded and decoded by the autoencoder, with noise
+    added to their latents.
 
     Args:
         vae: the model's autoencoder, in float32 or bfloat16.
@@ -152,7 +153,7 @@ def _learn(
 
 
 def _examples(vae: Any, key: jax.Array, batch: int) -> tuple[jax.Array, jax.Array]:
-    """Draws attributes and their portraits, slightly shifted, tinted and noisy."""
+    """Draws attributes, and portraits that have them. The portraits are slightly shifted, tinted and noisy."""
     from sega_jax.demo.training.portraits import render
 
     keys = jax.random.split(key, 7)

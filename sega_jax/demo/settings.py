@@ -35,7 +35,7 @@ def remove(concept: str, *, steps: int = STEPS, **settings: Any) -> Edit:
     Args:
         concept: one of `sega_jax.demo.attributes.WORDS` or a synonym.
         steps: the number of steps of the call.
-        settings: arguments of `Edit` that replace the recommended ones. A scale must be negative to remove.
+        settings: arguments of `Edit` that replace the recommended ones. A scale must be negative.
     """
     return Edit(concept, **_at(steps, _REMOVE) | settings)
 

@@ -32,7 +32,7 @@ class Kind:
     column = "string"  # the column's type in a table of records
     metavar = "TEXT"  # the placeholder for the value in the command line's help
     shell_hint = ""  # a sentence that explains how to write the shell option; it follows the help text
-    flag_value: str | None = None  # the value if the command-line option is given without one; None if not allowed
+    flag_value: str | None = None  # the value of an option that is given without one; None if a value is required
     of_files = False  # whether the values are file names
 
     @property
@@ -54,7 +54,7 @@ class Kind:
         return value
 
     def check_one(self, name: str, value: Any) -> Any:
-        """Checks a value for a sweep. The value must apply to a single picture, and a table must be able to store it.
+        """Checks a value for a sweep. The value must apply to a single picture and be of a type that a table can store.
 
         Raises:
             TypeError, ValueError: See `check`.
@@ -62,7 +62,8 @@ class Kind:
         return self.check(name, value)
 
     def located(self, name: str, value: Any, folder: Path) -> Any:
-        """Returns a value that was read from a file in `folder`, with its relative paths resolved against that folder.
+        """Returns a value with its relative paths resolved against `folder`, which holds the file that the value comes
+        from.
 
         Raises:
             TypeError, ValueError: See `check`.
@@ -99,7 +100,7 @@ class Kind:
         return self.check(name, text)
 
     def show(self, value: Any) -> str:
-        """Writes a value in the form that `parse` reads."""
+        """Returns a value as text that `parse` reads."""
         return repr(value) if isinstance(value, float) else str(value)
 
     def columns(self, name: str) -> dict[str, str]:

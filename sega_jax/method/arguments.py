@@ -47,8 +47,8 @@ class Argument:
         of_edits: Whether it has no effect on pictures without edits.
         of_text: Whether it changes how texts are encoded.
         of_negative: Whether an argument with `of_text` also applies to negative prompts.
-        later: Whether it was added after sweeps had already named pictures by hashes of their arguments. New names omit
-            it if it has its default value, so that existing pictures keep their names.
+        later: Whether it was added after sweeps had already named pictures by hashes of their arguments. The hashes
+            omit such an argument if it has its default value, so that existing pictures keep their names.
         name: The name of the field.
         default: The default of the field, or REQUIRED.
         default_text: The text that documentation shows for the default if the value itself is unsuitable, such as a
@@ -195,7 +195,7 @@ def _arguments(cls: type) -> Mapping[str, Argument]:
 
 
 def check_arguments(declared: Any) -> None:
-    """Replaces the arguments of a frozen dataclass by their checked values. Call it in `__post_init__`.
+    """Replaces the arguments of a frozen dataclass with their checked values. Call this function in `__post_init__`.
 
     Raises:
         TypeError, ValueError: A value has the wrong type or is out of range.
@@ -214,7 +214,7 @@ def unknown_arguments(
     Args:
         cls: The dataclass.
         names: The names to check.
-        what: The function or object that takes the arguments, for error messages.
+        what: The function or object that takes the arguments, as named in error messages.
         elsewhere: A function that returns a hint for a name that another function takes, and None for other names.
 
     Raises:
@@ -232,7 +232,7 @@ def unknown_arguments(
 def takes(
     declaration: Callable[P, D], what: str, elsewhere: Callable[[str], str | None] = lambda name: None
 ) -> Callable[[Callable[[S, D], R]], Callable[Concatenate[S, P], R]]:
-    """Decorates a method whose only parameter is a declaration, so that it takes the declaration's arguments instead.
+    """Decorates a method whose only parameter is a declaration. The decorated method takes the declaration's arguments.
 
     Editors and `help` show all arguments, because the signature and the docstring are derived from the dataclass.
 
@@ -260,9 +260,10 @@ def takes(
 
 
 def declared_by(declaration: Callable[P, D], what: str) -> Callable[[Callable[[D], R]], Callable[P, R]]:
-    """Decorates a function whose only parameter is a declaration, so that it takes the declaration's arguments instead.
+    """Decorates a function whose only parameter is a declaration. The decorated function takes the declaration's
+    arguments.
 
-    It is the counterpart of `takes` for functions.
+    This is the counterpart of `takes` for functions.
     """
 
     declared = inspect.signature(declaration)
@@ -283,7 +284,8 @@ def declared_by(declaration: Callable[P, D], what: str) -> Callable[[Callable[[D
 
 
 def documented(text: str, cls: type) -> str:
-    """Inserts an "Args" section for the arguments of a dataclass into a docstring, before its other sections."""
+    """Adds an "Args" section for the arguments of a dataclass to a docstring, in front of the docstring's other
+    sections."""
     text = inspect.cleandoc(text)
     sections = [text.find(f"\n{name}:") for name in ("Returns", "Yields", "Raises", "Example")]
     end = min((start for start in sections if start >= 0), default=len(text))

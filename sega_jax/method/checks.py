@@ -12,7 +12,7 @@ LARGEST = float(np.finfo(np.float32).max)  # the compiled programs compute in fl
 
 
 def check_int(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> int:
-    """Returns an integer in [low, high] as an int.
+    """Checks that a value is an integer in [low, high], and returns it as an int.
 
     Raises:
         TypeError: `value` is not an integer.
@@ -28,7 +28,7 @@ def check_int(name: str, value: Any, low: float = -math.inf, high: float = math.
 
 
 def check_float(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
-    """Returns a finite number in [low, high] as a float.
+    """Checks that a value is a finite number in [low, high], and returns it as a float.
 
     Raises:
         TypeError: `value` is not a number.
@@ -49,7 +49,7 @@ def check_float(name: str, value: Any, low: float = -math.inf, high: float = mat
 
 
 def check_bool(name: str, value: Any) -> bool:
-    """Returns True or False as a bool.
+    """Checks that a value is True or False, and returns it as a bool.
 
     Raises:
         TypeError: `value` is not a bool.

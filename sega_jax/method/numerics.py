@@ -1,4 +1,4 @@
-"""Checks of floating-point arrays, and the precision of sums: networks may use half precision, but sums use float32."""
+"""Checks of floating-point arrays, and the precision of sums, which is at least float32 even for half precision."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def is_floating(dtype: np.dtype) -> bool:
 
 
 def is_finite(array: np.ndarray) -> bool:
-    """Returns whether a floating-point host array has no infinite or NaN entries. It is fast even for half
+    """Returns whether a floating-point host array has no infinite or NaN entries. The check is fast even for half
     precision."""
     integer, mask = _EXPONENTS[array.dtype]
     entries = np.ascontiguousarray(array).reshape(-1).view(integer)

@@ -5,7 +5,7 @@
 
 `estimate` is the guided network output, `aux` holds the network's other outputs, `row` is one row of a table from
 `sega_jax.method.schedules`, and `draw(shape)` returns standard normal noise for this call. For `renoise`, whose x is a
-grid of tokens, `draw` returns `Chances`. States and coefficients are in the dtype of x, float32 or wider.
+grid of tokens, `draw` returns `Chances`. States and coefficients have the dtype of x, which is float32 or wider.
 """
 
 from collections.abc import Callable
@@ -43,10 +43,10 @@ def ddim(eta: Any = 0.0) -> Solver:
     """Returns the DDIM solver (Song et al. 2021, eq. 12).
 
     x0 is clipped or thresholded if the table says so. As in diffusers' default, eps comes directly from the network's
-    output and not from the clipped x0. DeepFloyd-IF's original DDIM derives it from the thresholded x0.
+    output and not from the clipped x0. DeepFloyd-IF's original DDIM derives eps from the thresholded x0.
 
     Args:
-        eta: The share of fresh noise in [0, 1], a number or [batch].
+        eta: The share of fresh noise, either a number in [0, 1] or an array [batch].
     """
 
     def init(x):
@@ -71,8 +71,8 @@ def tcd(eta: Any = 0.3) -> Solver:
     timestep 0 remains.
 
     Args:
-        eta: The paper's gamma in [0, 1], a number or [batch]. With 0, no noise is added; with 1, every call goes down
-            to timestep 0 and back up.
+        eta: The paper's gamma, either a number in [0, 1] or an array [batch]. With 0, no noise is added; with 1, every
+            call goes down to timestep 0 and back up.
     """
 
     def init(x):
@@ -91,8 +91,8 @@ def tcd(eta: Any = 0.3) -> Solver:
 
 
 def _towards(x: jax.Array, estimate: jax.Array, x0: jax.Array, sigma: jax.Array, coefficients: Any, draw: Draw) -> Any:
-    """Returns the next x, in which fresh noise with the standard deviation `sigma`, a number or [batch], replaces a
-    part of eps."""
+    """Returns the next x, in which fresh noise replaces a part of eps. `sigma` is the standard deviation of the fresh
+    noise, either a number or an array [batch]."""
     c = coefficients
     eps = c.eps_from_x * x + c.eps_from_output * estimate
     sigma = sigma.reshape(sigma.shape + (1,) * (x.ndim - sigma.ndim)) if sigma.ndim else sigma
@@ -101,11 +101,11 @@ def _towards(x: jax.Array, estimate: jax.Array, x0: jax.Array, sigma: jax.Array,
 
 
 def multistep(eta: Any = 0.0, *, memory: int = 3) -> Solver:
-    """Returns the solver of all linear multi-step methods, with the formula of
+    """Returns the solver for all linear multi-step methods, which uses the formula of
     `sega_jax.method.schedules.MultistepRow`.
 
-    If the network predicts the variance, `aux` holds it as [batch, *space, channels] in [-1, 1], from the smallest to
-    the largest variance (Nichol & Dhariwal 2021, eq. 15).
+    If the network predicts the variance, `aux` holds it as [batch, *space, channels] in [-1, 1], where -1 means the
+    smallest and 1 the largest variance (Nichol & Dhariwal 2021, eq. 15).
 
     Args:
         eta: Has no effect. It exists because all solvers have this argument.
@@ -142,10 +142,10 @@ class Chances(NamedTuple):
 def renoise(eta: Any = 0.0, *, choice: str = "sample", codebook: jax.Array | None = None) -> Solver:
     """Returns Paella's sampler (Rampas et al. 2022), which starts from a random grid of tokens.
 
-    Each call chooses a token for every position by softmax(logits / temperature), and then resets a random share of the
-    positions to their tokens in the initial grid. As in the published code, the initial grid is always the noise; no
-    new noise is drawn. x is int32 [batch, *space], and the estimate holds logits [batch, *space, labels], float32 or
-    wider.
+    Each call chooses a token for every position, with probabilities softmax(logits / temperature), and then resets a
+    random share of the positions to their tokens in the initial grid. As in the published code, the initial grid serves
+    as the noise in every call, and no new noise is drawn. x is int32 [batch, *space], and the estimate holds logits
+    [batch, *space, labels], float32 or wider.
 
     Args:
         eta: Has no effect. It exists because all solvers have this argument.
@@ -185,8 +185,8 @@ def renoise(eta: Any = 0.0, *, choice: str = "sample", codebook: jax.Array | Non
 
 
 def _distances(points: jax.Array, codes: jax.Array) -> jax.Array:
-    """Returns the squared distances [..., labels] between points [..., channels] and codes [labels, channels], minus
-    the squared norm of the point, which is the same for all codes."""
+    """Returns the squared distances [..., labels] between points [..., channels] and codes [labels, channels], without
+    the squared norm of each point, which is the same for all codes."""
     lengths = (codes**2).sum(-1).reshape((1,) * (points.ndim - 1) + (-1,))
     return lengths - 2 * jnp.tensordot(points, codes.T, 1, precision="highest")
 

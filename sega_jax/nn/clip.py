@@ -35,7 +35,7 @@ class CLIPTextConfig(NamedTuple):
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "CLIPTextConfig":
-        """Reads the config.json of a text encoder, or of a complete CLIP, which has the text encoder under
+        """Reads the config.json of a text encoder, or of a complete CLIP model, which describes its text encoder under
         `text_config`.
 
         Raises:
@@ -209,7 +209,8 @@ class CLIPTextModel(nnx.Module):
         return self.two_states(ids, skip)[0]
 
     def two_states(self, ids: jax.Array, skip: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        """Returns the hidden states of `penultimate` and those after the last layer, without the final LayerNorm."""
+        """Returns the hidden states of `penultimate` and the hidden states after the last layer. The final LayerNorm is
+        applied to neither."""
         x = self.embeddings(ids)
         return self.encoder.last_two(x) if skip is None else self.encoder.earlier(x, skip + 1)
 
@@ -218,9 +219,9 @@ class CLIPTextModelWithProjection(nnx.Module):
     """CLIP's text encoder with a projection into the joint embedding space of texts and pictures.
 
     `__call__(ids)`: int32 [batch, tokens] -> unnormalised text embeddings [batch, projection_dim], which are the
-    projected hidden state at the first end token. The end token is `eos_token_id`. If the config says 2, as published
-    configs do, it is the token with the largest id, which is the end token in CLIP's own vocabulary. Padding comes
-    after the end token and has no effect.
+    projected hidden state at the first end token. The end token is `eos_token_id`. If that is 2, as in published
+    configs, the end token is instead the token with the largest id, as in CLIP's own vocabulary. Padding comes after
+    the end token and has no effect.
     """
 
     def __init__(self, config: CLIPTextConfig):

@@ -1,4 +1,4 @@
-"""Reads a network's config.json into a NamedTuple, with errors for unsupported values."""
+"""Reads a network's config.json into a NamedTuple, and raises errors for unsupported values."""
 
 import math
 import types
@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, TypeVar
 T = TypeVar("T", bound=NamedTuple)
 M = TypeVar("M")
 
-# The maximum number of levels, and of layers in a level. All known networks have fewer, and a network of this size
-# still builds quickly.
+# The maximum number of levels, and the maximum number of layers in a level. All known networks have fewer of both, and
+# a network of this size still builds quickly.
 _MOST = 100
 
 
@@ -26,7 +26,8 @@ def build(
     may_be_zero: tuple[str, ...] = (),
     strict: bool = True,
 ) -> T:
-    """Returns the NamedTuple `cls` with the fields of a config. Null and missing options get their defaults.
+    """Returns the NamedTuple `cls` with the fields of a config. Options that are null or missing get their default
+    values.
 
     Args:
         cls: A NamedTuple with defaults.
@@ -74,12 +75,12 @@ def build(
 
 
 def built(value: Mapping[str, Any] | M, module: Callable[..., M], config: Any, *options: Any) -> M:
-    """Builds a network whose parameters are only shapes if `value` is a config; otherwise returns `value`.
+    """Returns `value` if it is a network; if it is a config, builds the network, with parameters that are only shapes.
 
     Args:
         value: The contents of the network's config.json, or a network.
         module: The class of the network.
-        config: The class of its config; its `from_dict` reads `value`.
+        config: The class of the network's config, whose `from_dict` reads `value`.
         options: Further arguments of `module`.
 
     Raises:
@@ -114,7 +115,7 @@ def _tuples(value: Any) -> Any:
 
 
 def _is(value: Any, kind: Any, least: int) -> bool:
-    """Returns whether a JSON value has the annotated type, and its integers and lengths are at least `least`."""
+    """Returns whether a JSON value has the annotated type, with integers and lengths of at least `least`."""
     if isinstance(kind, types.UnionType):
         return any(_is(value, option, least) for option in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# The kernel needs a multiple of this many positions. The width of a head must be at most this, or a multiple of it.
+# The number of positions must be a multiple of this number. So must the width of a head, unless it is smaller than this
+# number.
 _LANES = 128
 _BLOCKS = (512, 384, 256, 128)
 
@@ -19,7 +20,7 @@ def flash(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, caus
 
     Args:
         q, k, v: [batch, positions, heads, width], in bfloat16 or float32.
-        mask: bool [batch, keys], True for the keys to attend to, at least one in each row; None means all keys.
+        mask: bool [batch, keys], True for the keys to attend to (at least one in each row); None means all keys.
         causal: Whether queries attend only to keys up to their own position.
 
     Returns:
@@ -41,8 +42,8 @@ def flash(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, caus
 
 
 def _padded(x: jax.Array) -> jax.Array:
-    """Transposes [batch, positions, heads, width] to [batch, heads, positions, width] and zero-pads the last two
-    axes."""
+    """Transposes [batch, positions, heads, width] to [batch, heads, positions, width], and pads the last two axes with
+    zeros."""
     width = -x.shape[3] % _LANES if x.shape[3] > _LANES else 0
     return jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, -x.shape[1] % _LANES), (0, width)))
 

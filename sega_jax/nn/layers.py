@@ -19,8 +19,8 @@ from sega_jax.nn.flash_attention import flash
 def gelu(x: jax.Array) -> jax.Array:
     """Computes the exact gelu, x Phi(x), with erf and in at least float32, as torch does.
 
-    `jax.nn.gelu` uses erfc, a long polynomial that XLA splits into about twenty passes over memory on a GPU. If x is in
-    half precision, it also rounds intermediate values to half precision.
+    `jax.nn.gelu` uses erfc, a long polynomial that XLA splits into about twenty passes over memory on a GPU, and rounds
+    intermediate values to half precision if x is in half precision.
     """
     wide = x.astype(at_least_float32(x.dtype))
     return (0.5 * wide * (1 + lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
@@ -59,7 +59,7 @@ def along(vector: jax.Array, x: jax.Array) -> jax.Array:
 def spread(x: jax.Array, like: jax.Array) -> jax.Array:
     """Repeats every row of x [rows, ...] once for each of its adjacent branches in `like` [rows x branches, ...].
 
-    Networks use this where activations that all branches share are combined with activations that differ.
+    Networks use it to combine activations that all branches share with activations that differ between branches.
     """
     return x if len(x) >= len(like) else jnp.repeat(x, len(like) // len(x), 0)
 
@@ -80,7 +80,7 @@ class Conv(nnx.Module):
     """2-d convolution over [batch, height, width, channels] with a kernel (height, width, in / groups, out).
 
     `padding` is ((top, bottom), (left, right)), or one number for all sides; None means size // 2. XLA's "SAME" would
-    pad strided convolutions differently from torch. Each of the `groups` of outputs depends only on its own inputs.
+    pad strided convolutions differently from torch. Each group of outputs depends on only one group of inputs.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Conv(nnx.Module):
 class DoublingConv(nnx.Module):
     """A transposed convolution of stride 2 that doubles the height and width of [batch, height, width, in].
 
-    It equals torch's with size 2 and no padding, or size 4 and padding 1. The kernel is (height, width, out, in).
+    It equals torch's with size 2 and no padding, or with size 4 and padding 1. The kernel is (height, width, out, in).
     """
 
     def __init__(self, inputs: int, outputs: int, size: int):
@@ -163,7 +163,7 @@ class GroupNorm(nnx.Module):
     def __call__(self, x: jax.Array, shift: jax.Array | None = None) -> jax.Array:
         wide = x.astype(at_least_float32(x.dtype))
         if shift is not None:
-            # Adding the shift here needs no pass over memory. Next to a convolution, XLA would materialise the sum.
+            # Adding the shift here needs no pass over memory; after a convolution, XLA would materialise the sum.
             wide += shift.astype(wide.dtype).reshape(len(x), *(1,) * (x.ndim - 2), -1)
         mean, variance = self._moments(wide, one_pass=x.dtype != wide.dtype)
         factor = lax.rsqrt(variance + self.eps) * along(self.scale[...], wide)
@@ -239,7 +239,7 @@ def attend(
     Args:
         query, key, value: [batch, positions, heads x width].
         causal: Whether queries attend only to keys up to their own position.
-        mask: bool [batch, keys], True for the keys to attend to, at least one in each row; None means all keys.
+        mask: bool [batch, keys], True for the keys to attend to (at least one in each row); None means all keys.
         implementation: "xla" runs everywhere. "cudnn" uses cuDNN's kernels on a GPU in half precision, for head widths
             that they support on all GPUs. "pallas" uses JAX's kernel on a TPU in bfloat16 or float32. In all other
             cases, and below `_FLASH` logits, these two use XLA.
@@ -307,7 +307,7 @@ class Attention(nnx.Module):
 
 
 class ResnetBlock(nnx.Module):
-    """Two convolutions and a shortcut. With `embedding`, the projected time embedding is added in between."""
+    """Two convolutions and a shortcut. With `embedding`, the projected time embedding is added between the two."""
 
     def __init__(self, inputs: int, outputs: int, *, embedding: int | None, groups: int, eps: float, activation: str):
         self.activation = activation
@@ -330,7 +330,7 @@ class ResnetBlock(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """A convolution of stride 2, with diffusers' name `conv`."""
+    """A convolution of stride 2, named `conv` as in diffusers."""
 
     def __init__(self, channels: int, *, padding=1):
         self.conv = Conv(channels, channels, stride=2, padding=padding)
@@ -340,8 +340,8 @@ class Downsample(nnx.Module):
 
 
 class Upsample(nnx.Module):
-    """Nearest-neighbour upsampling by two, then a convolution of size 3 with diffusers' name `conv`. `size`, the height
-    and width of the result, may be smaller by one than twice the height and width of x."""
+    """Nearest-neighbour upsampling by two, then a convolution of size 3, named `conv` as in diffusers. `size`, the
+    height and width of the result, may be smaller by one than twice the height and width of x."""
 
     def __init__(self, channels: int):
         self.conv = Conv(channels, channels)

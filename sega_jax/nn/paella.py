@@ -37,8 +37,8 @@ _MAX_PERIOD = 10000
 class PaellaConfig(NamedTuple):
     """The arguments of the published class that define the network. The defaults are those of `paella_v3.pt`.
 
-    Lists have one entry for each level. `level_config` lists the blocks of a level, which are repeated: C is a
-    convolution, T the noise level, A attention and F a feed-forward layer. `nhead` has no effect on levels without A.
+    Lists have one entry for each level. An entry of `level_config` is the sequence of blocks that a level repeats: C is
+    a convolution, T the noise level, A attention and F a feed-forward layer. `nhead` has no effect on levels without A.
     """
 
     c_in: int = 256
@@ -132,7 +132,7 @@ class _Inputs(NamedTuple):
 
     level: jax.Array  # the embedded noise level, [batch, c_r]
     text: Condition | Projected | None
-    skip: jax.Array | None = None  # the skip connection of the first block of a level on the way up, shaped like x
+    skip: jax.Array | None = None  # for a level's first block on the way up: the skip connection, shaped like x
 
 
 class GlobalResponseNorm(nnx.Module):
@@ -267,7 +267,7 @@ class Resampling(nnx.List):
 class Paella(nnx.Module):
     """Paella's denoiser. `__call__(x, r, text)` returns the logits of the clean tokens.
 
-    x: int32 [batch, height, width] below `num_labels`, with height and width multiples of `config.factor`;
+    x: int32 [batch, height, width] below `num_labels`, whose height and width are multiples of `config.factor`;
     r: [batch] in [0, 1], the share of tokens that are noise (kept in float32 or wider);
     text: the result of `condition`, or its projection by `project` -> [batch, height, width, num_labels] in the dtype
     of the parameters.
@@ -345,7 +345,7 @@ class Paella(nnx.Module):
         return Condition(tokens, mask, weights)
 
     def project(self, text: Condition) -> list[Projected]:
-        """Projects the text for all attention blocks, in their order. Calls with the same text share the result."""
+        """Projects the text for all attention blocks, in their order. Calls with the same text can share the result."""
         blocks = (block for level in (*self.down_blocks, *self.up_blocks) for block in level)
         return [block.project(text) for block in blocks if isinstance(block, AttnBlock)]
 

@@ -52,7 +52,7 @@ class PriorModel(nnx.Module):
 
     x: [batch, clip_r], the noisy embedding; r: [batch] in [0, 1], the noise level (kept in float32 or wider);
     text: [batch, clip_r], the embedding of the text, or zeros for no text -> [batch, clip_r] in the dtype of the
-    parameters. The embeddings are OpenCLIP's, not normalised.
+    parameters. All embeddings are unnormalised embeddings of OpenCLIP.
     """
 
     def __init__(self, config: PriorConfig):

@@ -58,8 +58,8 @@ class StableDiffusionSafetyChecker(nnx.Module):
 
     @staticmethod
     def rename(name: str) -> str:
-        """Maps a tensor name in a file to a parameter name. Published files repeat `vision_model.`; transformers 5 does
-        not."""
+        """Maps a tensor name in a file to a parameter name. Published files repeat the prefix `vision_model.`; files
+        written by transformers 5 do not."""
         return name.replace("vision_model.vision_model.", "vision_model.", 1)
 
     @staticmethod

@@ -164,8 +164,8 @@ class T5EncoderModel(nnx.Module):
     `__call__(ids, mask)`: int32 [batch, tokens] and bool or int [batch, tokens], False for padding -> the last hidden
     state after the final norm, [batch, tokens, d_model].
 
-    No token attends to padding, but padding has hidden states, too. Between the layers, hidden states are at least
-    float32, because large encoders exceed the range of float16.
+    No token attends to padding, but the padding positions also get hidden states. Between the layers, hidden states are
+    at least float32, because large encoders exceed the range of float16.
     """
 
     def __init__(self, config: T5Config):

@@ -81,7 +81,7 @@ class AutoencoderConfig(NamedTuple):
 
     @property
     def factor(self) -> int:
-        """The number of pixels along a side of a latent position."""
+        """The height and width in pixels that one latent position covers."""
         return 2 ** (len(self.block_out_channels) - 1)
 
 
@@ -89,7 +89,8 @@ def _statistics(config: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[flo
     """Returns the mean and the standard deviation of each latent channel; each is () if the config has none.
 
     Raises:
-        ValueError: They are not numbers, one of the two is missing, or a standard deviation is not positive.
+        ValueError: The entries are not numbers, only one of the two lists is set, or a standard deviation is not
+            positive.
     """
     statistics = {name: config[name] for name in ("latents_mean", "latents_std") if config.get(name) is not None}
     for name, value in statistics.items():

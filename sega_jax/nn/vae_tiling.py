@@ -19,7 +19,7 @@ def tiled(decode: Callable[[jax.Array], jax.Array], latents: jax.Array, tile: in
         decode: The function that decodes latents of any height and width.
         latents: [batch, height, width, c].
         tile: The side of a tile in latent positions, a multiple of 4. Tiles at the right and bottom may be smaller.
-        factor: The number of pixels along a side of a latent position.
+        factor: The height and width in pixels that one latent position covers.
 
     Returns:
         [batch, factor x height, factor x width, channels].
@@ -47,7 +47,8 @@ def tiled(decode: Callable[[jax.Array], jax.Array], latents: jax.Array, tile: in
 
 
 def _faded(before: jax.Array, after: jax.Array, fade: int, axis: int) -> jax.Array:
-    """Returns the tile `after` with its start along an axis blended linearly with the end of the tile before it."""
+    """Returns the tile `after`, whose first `fade` positions along an axis are blended linearly with the last positions
+    of the tile `before`."""
     fade = min(before.shape[axis], after.shape[axis], fade)
     steps = (np.arange(fade) / fade).reshape((-1, 1, 1) if axis == 1 else (1, -1, 1))[None]
     share = jnp.asarray(steps, after.dtype)

@@ -13,7 +13,7 @@ from sega_jax.method.numerics import at_least_float32
 from sega_jax.nn.config import build
 from sega_jax.nn.layers import Conv, DoublingConv, Embed, Linear, along, gelu, normalise, parameter, shuffle, unshuffle
 
-# The first level turns squares of this many pixels a side into channels.
+# The side, in pixels, of the squares that the first level turns into channels.
 _PATCH = 2
 
 
@@ -46,7 +46,7 @@ class VQConfig(NamedTuple):
 
     @property
     def factor(self) -> int:
-        """The number of pixels along a side of a token."""
+        """The height and width in pixels that one token covers."""
         return _PATCH * 2 ** (self.levels - 1)
 
 
@@ -70,7 +70,7 @@ class BatchNorm(nnx.Module):
 class ResBlock(nnx.Module):
     """A depthwise convolution with edge padding, and an MLP at each position, both with a residual connection.
 
-    Six learned numbers scale and shift the inputs of both and scale their outputs.
+    Six learned numbers scale and shift the inputs of both parts and scale their outputs.
     """
 
     def __init__(self, channels: int):
@@ -161,7 +161,7 @@ class VQModel(nnx.Module):
             image: [batch, height, width, 3], with height and width multiples of f = `config.factor`.
 
         Returns:
-            The tokens, int32 [batch, height / f, width / f], and the latents before quantisation divided by
+            The tokens, int32 [batch, height / f, width / f], and the latents before quantisation, divided by
             `scale_factor`, [batch, height / f, width / f, c_latent].
 
         Raises:

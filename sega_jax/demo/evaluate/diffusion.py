@@ -55,7 +55,7 @@ STRENGTHS = {
     "prompt": (1.5, 2.0, 3.0, 4.0, 6.0),
     "negative": (1.5, 2.0, 3.0, 4.0, 6.0, 8.0),
 }
-# Strengths for removing a word that the prompt names. The other methods use the recommended guidance scale.
+# {method: strengths} for removing a word that the prompt names. Other methods use the recommended guidance scale.
 TOLD = {"sega": (5.0, 8.0, 12.0)}
 SCALES = (-12, -8, -6, -4, -2, 0, 2, 4, 6, 8, 12)
 ABLATIONS: Mapping[str, Sequence[Any]] = {
@@ -78,7 +78,7 @@ class DiffusionEvaluation(Evaluation):
     module: ClassVar[str] = "sega_jax.demo.evaluate.diffusion"
 
     def edits(self) -> list[Measurement]:
-        """Adds and removes every word by every method."""
+        """Adds and removes every word with every method."""
         jobs = [
             Job({"method": method}, word, action, change_by(method, word, action))
             for word in self.words
@@ -88,8 +88,8 @@ class DiffusionEvaluation(Evaluation):
         return self.compare(self.originals(), jobs, self.seeds)
 
     def several(self) -> list[Measurement]:
-        """Adds one to five words at once. For each seed, they are drawn from the words of `ten` that its picture
-        lacks."""
+        """Adds one to five words at once. For each seed, the words are drawn from those words of `ten` that the seed's
+        picture lacks."""
         requests, before = self.originals(count=self.seeds)
         rng = np.random.default_rng(0)
         absent = np.stack([lacking(before, word) for word in self.ten], 1)
@@ -149,7 +149,8 @@ class DiffusionEvaluation(Evaluation):
         for word, chance in zip(self.ten, chances, strict=True):
             chance = chance[..., NAMES.index(word)]
             mean = chance.mean(1)
-            # The probability of one seed is often 0 or 1 at several scales, and such ties reduce its correlation.
+            # For a single seed, the probability is often 0 or 1 at several scales, and such ties reduce the
+            # correlation.
             each = [_correlation(chance[:, i]) for i in range(few)]
             curve = {"scales": list(SCALES), "probability": mean.tolist(), "n": few}
             results.append({"word": word, "correlation": _correlation(mean), "of_seeds": float(np.mean(each))} | curve)
@@ -192,7 +193,8 @@ class DiffusionEvaluation(Evaluation):
         return results
 
     def ablations(self) -> list[Measurement]:
-        """Varies one setting at a time, with the others as recommended, and draws a grid of pictures for each."""
+        """Varies one setting at a time, with the others as recommended, and draws a grid of pictures for each
+        setting."""
         originals = self.originals()
         results = []
         for setting, values in ABLATIONS.items():
@@ -226,8 +228,8 @@ class DiffusionEvaluation(Evaluation):
         png.sheet(pictures, captions, columns=1 + len(values)).save(self.folder / f"{setting}.png")
 
     def variants(self) -> list[Measurement]:
-        """Compares the supports of the threshold, and compares the two semantics with concepts that warm up one after
-        another."""
+        """Compares the supports of the threshold with each other. Also compares the two semantics, with concepts that
+        warm up one after another."""
         originals = requests, before = self.originals()
         results = []
         for support in SUPPORTS:

@@ -29,7 +29,7 @@ Originals = tuple[list[Request], Pictures]  # requests without edits, and their 
 
 
 class Job(NamedTuple):
-    """A cell of a table: a change that adds or removes one word in requests."""
+    """A cell of a table: a word, and a change to the requests that adds or removes it."""
 
     labels: Measurement  # the columns that identify the cell
     word: str
@@ -63,7 +63,7 @@ class Evaluation:
         return tuple(word for word in TEN if word in self.words) or self.words[:10]
 
     def share(self, part: int) -> int:
-        """Returns the number of seeds divided by `part`, or 4 if that is larger."""
+        """Returns the number of seeds divided by `part`, but at least 4."""
         return max(self.seeds // part, 4)
 
     def originals(
@@ -120,7 +120,8 @@ class Evaluation:
 
 
 def run(evaluation: Evaluation, studies: Iterable[str], about: Measurement) -> None:
-    """Runs studies, and writes each into results.json. Earlier results of other studies are kept."""
+    """Runs studies, and writes the measurements of each into results.json. Earlier results of other studies are
+    kept."""
     pipe, folder = evaluation.maker.pipe, evaluation.folder
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "results.json"

@@ -26,7 +26,7 @@ def phrase(word: str) -> str:
 
 
 def change_by(method: str, word: str, action: str, strength: float | None = None, **options: Any) -> Change:
-    """Returns a function that changes a request so that a method adds or removes a word.
+    """Returns a function that changes a request to add or remove a word with the given method.
 
     Args:
         method: one of `METHODS[action]`.

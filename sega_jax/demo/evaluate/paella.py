@@ -58,8 +58,8 @@ class TokenEvaluation(Evaluation):
     module: ClassVar[str] = "sega_jax.demo.evaluate.paella"
 
     def edits(self) -> list[Measurement]:
-        """Adds every word with semantic guidance, with the authors' rule and with the prompt, and draws example
-        pictures."""
+        """Adds every word in three ways: with semantic guidance, with the authors' rule, and with the prompt. Also
+        draws example pictures."""
         originals = self.originals()
         jobs = [
             Job({"method": name}, word, "add", change_to(Edit(word, **edit)))

@@ -1,1 +1,1 @@
-"""Trains the demo models. It draws portraits, writes captions, and has a training recipe for each model."""
+"""Trains the demo models. The package draws portraits, writes captions, and has a training recipe for each model."""

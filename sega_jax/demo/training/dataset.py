@@ -51,8 +51,8 @@ def encode_portraits(encode: Encode, autoencoder: Any, count: int) -> tuple[np.n
     """Draws and encodes `count` portraits. The result is deterministic.
 
     Returns:
-        Their attributes [count, attributes], their codes [count, ...], and the peak signal-to-noise ratio of the
-        decoded pictures in decibels.
+        The portraits' attributes [count, attributes] and codes [count, ...], and the peak signal-to-noise ratio of the
+        decoded pictures, in decibels.
     """
     size, compiled = min(256, count), jax.jit(encode, static_argnums=2)
     parts = [compiled(autoencoder, jax.random.fold_in(jax.random.key(2), i), size) for i in range(-(-count // size))]

@@ -1,4 +1,4 @@
-"""Initial values, half precision and attention for the networks that the recipes train."""
+"""Chooses initial values, precision and the attention implementation for the networks that the recipes train."""
 
 import math
 from typing import Any

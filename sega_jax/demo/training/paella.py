@@ -1,4 +1,5 @@
-"""Trains a small Paella on the demo model's portraits: a VQGAN, a byte encoder, then a denoiser of the VQGAN's tokens.
+"""Trains a small Paella on the demo model's portraits: first a VQGAN, then a byte encoder, then a denoiser of the
+VQGAN's tokens.
 
     python -m sega_jax.demo.training.paella FOLDER --minutes 9.2
 
@@ -99,8 +100,8 @@ INDEX = {
 
 # The last parameters of residual branches, and other parameters that also start at zero in the published networks.
 _ZERO = (".o.kernel", "wo.kernel", "channelwise.4.kernel", "out_proj.kernel", ".mapper.kernel", "gamma", "beta")
-# Parameters that are not trained: the lattice, and the statistics of a normalisation, because it is enough to train its
-# scale and bias.
+# Parameters that are not trained: the lattice, and the statistics of a normalisation, whose trained scale and bias are
+# enough.
 _FIXED = ("codebook.embedding", "running_mean", "running_var")
 
 
@@ -219,7 +220,7 @@ def coder_optimiser(steps: int) -> optax.GradientTransformation:
 
 
 class PaellaTrainer(Trainer):
-    """Trains the VQGAN, the byte encoder, then the denoiser together with the byte encoder.
+    """Trains the VQGAN, then the byte encoder, then the denoiser together with the byte encoder.
 
     Args:
         folder, plan, options: as for `Trainer`.

@@ -112,7 +112,8 @@ class Trainer:
     A recipe defines `stages`, `encode`, `tokenise` and `write_model`.
 
     Args:
-        folder: the folder for `state`, an Orbax checkpoint that is renewed every two minutes, and for `model`.
+        folder: the folder in which the trainer writes `model` and `state`. `state` is an Orbax checkpoint, renewed
+            every two minutes.
         plan: the training plan, which must be the same in every run with the same folder.
         minutes: the time limit in minutes.
         say: a function that is called with each line of the progress report.

@@ -33,7 +33,7 @@ _WITH = {
     "hat": ((), ("a hat", "a wide hat"), ("a beanie", "a knit cap")),
     "skin": (("pale skin", "fair skin"), ("tanned skin", "tan skin"), ("brown skin",), ("dark skin",)),
 }
-# Adjectives that may be used before the noun instead.
+# Adjectives that may be used before the noun instead of such a phrase after it.
 _ADJECTIVES = {
     "mouth": (("serious",), ("smiling", "happy"), ("sad", "unhappy"), ("open-mouthed", "surprised")),
     "facial hair": ((), ("bearded",), ("moustached",)),
@@ -172,7 +172,7 @@ def _worn(mentioned: dict[str, int], pick) -> list[str]:
 
 
 def _background(mentioned: dict[str, int], pick) -> list[str]:
-    """Returns a phrase for the background in a list, or an empty list."""
+    """Returns a list that contains one phrase for the background, or an empty list."""
     if "background" not in mentioned:
         return []
     return [pick(_BACKGROUND).format(_colour("background", mentioned["background"], pick))]

@@ -14,7 +14,7 @@ def cfg(scale: Any) -> optax.GradientTransformation:
     unconditional prediction and s = 1 the conditional one.
 
     Args:
-        scale: s, any number, or an array [batch].
+        scale: The guidance scale s, either any number or an array [batch].
 
     Example:
         >>> import jax.numpy as jnp

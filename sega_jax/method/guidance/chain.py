@@ -1,4 +1,5 @@
-"""The predictions that all links of a guidance chain read, and helpers for their precision and axes."""
+"""The predictions that all links of a guidance chain read, and functions that adjust the precision and axes of
+arrays."""
 
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from sega_jax.method.numerics import at_least_float32
 class Predictions(NamedTuple):
     """The predictions of a network for one noisy state x_t. All branches see the same x_t.
 
-    Only `sega` reads `edits`; without it, `edits` may be None.
+    Only `sega` reads `edits`; in a chain without `sega`, `edits` may be None.
 
     Example:
         >>> import jax.numpy as jnp
@@ -47,7 +48,7 @@ def wide(x: jax.Array) -> jax.Array:
 
 
 def lift(values: Any, like: jax.Array) -> jax.Array:
-    """Appends axes so that values broadcast against `like`, and casts them to its dtype unless they are booleans.
+    """Appends axes to values so that they broadcast against `like`. All values except booleans are cast to its dtype.
 
     Args:
         values: One value, or an array [batch] or [batch, n].

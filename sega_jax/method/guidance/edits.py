@@ -17,7 +17,7 @@ NEVER = np.iinfo(np.int32).max
 
 
 class Concept(Kind):
-    """A string, the text conditioning of one row, or an array [tokens, channels]."""
+    """Concepts, each given as a string, as the text conditioning of one row, or as an array [tokens, channels]."""
 
     noun = "a string, or its text conditioning"
 
@@ -47,8 +47,8 @@ class Edit:
         warmup: delta_k >= 0, the model call at which the concept begins to act, counted from 0.
         cooldown: kappa_k >= 0, the first model call at which the concept no longer acts; None means never.
         weight: w_k >= 0, the weight relative to the other concepts.
-        momentum_scale: s_m in [0, 1]; None uses the call's value (in `Edits.stack`, the value of its argument).
-        momentum_beta: beta in [0, 1]; None uses the call's value (in `Edits.stack`, the value of its argument).
+        momentum_scale: s_m in [0, 1]; None uses the call's value (or, in `Edits.stack`, the value of its argument).
+        momentum_beta: beta in [0, 1]; None uses the call's value (or, in `Edits.stack`, the value of its argument).
 
     Raises:
         TypeError, ValueError: A setting has the wrong type or is out of range.
@@ -132,8 +132,8 @@ def _brief(concept: Any) -> str:
 class Edits(NamedTuple):
     """The settings of `Edit` as arrays that broadcast to [batch, n], for `sega`.
 
-    If they are an argument of a jitted function, new values do not recompile it. If the function only closes over them,
-    they are compiled into its program as constants.
+    If the settings are an argument of a jitted function, new values do not cause recompilation. If the function only
+    closes over the settings, they are compiled into its program as constants.
 
     Example:
         >>> from sega_jax import Edit, Edits
@@ -167,7 +167,7 @@ class Edits(NamedTuple):
         Args:
             rows: A list with one list of edits for each row.
             n: The number of concepts in each row; None uses the length of the longest row.
-            momentum_scale, momentum_beta: Values in [0, 1] for edits in which they are None.
+            momentum_scale, momentum_beta: Values in [0, 1] for edits that leave these settings at None.
 
         Raises:
             TypeError: `rows` is not a list of lists of edits.

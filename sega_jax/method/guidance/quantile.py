@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 SUPPORTS = ("channel", "latent", "pixel", "position")
 # Quantiles of up to this many values (entries x channels) are found by sorting. For more values, such as the logits of
-# a picture, sorting is slower than counting and needs several times their memory. TPUs always count, because sorts
-# compile slowly for them.
+# a picture, sorting is slower than counting and needs several times their memory. TPUs always count, because sorts take
+# long to compile there.
 _SORTED = 2**20
 
 
@@ -40,13 +40,14 @@ def threshold_mask(magnitude: jax.Array, threshold: jax.Array, support: str) -> 
 
 
 def quantile(values: jax.Array, share: jax.Array) -> jax.Array:
-    """Returns the quantiles of non-negative values over their entries, by linear interpolation with torch's rounding.
+    """Returns each channel's quantile over the entries, interpolated linearly and rounded as in torch.
 
-    If the quantile lies between two equal values, the result is exactly this value, whereas `jnp.quantile` may differ
-    from it in the last digit. So equal magnitudes either all reach the quantile, or none of them does.
+    If the quantile lies between two equal values, the result is exactly that value, whereas the result of
+    `jnp.quantile` may differ in the last digit. Equal magnitudes therefore either all reach the quantile or all fall
+    below it.
 
     Args:
-        values: [..., entries, channels].
+        values: Non-negative numbers [..., entries, channels].
         share: The quantile in [0, 1], [...].
 
     Returns:

@@ -12,13 +12,13 @@ from sega_jax.method.guidance.chain import Predictions, wide
 class ReplayState(NamedTuple):
     """The state of `replay`."""
 
-    step: jax.Array  # int32 [batch], model calls so far
+    step: jax.Array  # int32 [batch], the number of model calls so far
 
 
 def replay(recorded: jax.Array) -> optax.GradientTransformation:
-    """Adds recorded guidance to the estimate, one entry for each model call.
+    """Returns a rule that adds recorded guidance to the estimate, one recorded entry in each model call.
 
-    After the last recorded call, nothing is added.
+    Calls after the last recorded one add nothing.
 
     Args:
         recorded: [batch, calls, *space, channels].

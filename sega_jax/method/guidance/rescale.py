@@ -12,15 +12,15 @@ from sega_jax.method.guidance.chain import Predictions, checked, lift, wide
 def rescale(share: Any) -> optax.GradientTransformation:
     """Returns rescaled guidance (Lin et al. 2024, eqs. 15 and 16).
 
-    It scales the estimate of each row to the standard deviation of the conditional prediction, taken over positions and
-    channels. It then blends the rescaled and original estimates with weights `share` and 1 - `share`.
+    Each row's estimate is scaled so that its standard deviation over positions and channels equals the conditional
+    prediction's. The rescaled and original estimates are then blended with weights `share` and 1 - `share`.
 
-    Put it after `cfg` and before `sega` in a chain. One factor scales the whole row. If the estimate already contained
-    edits, they would change that factor, and so every position, even those below the thresholds. The LEDITS++
-    implementation in diffusers does include the edits.
+    Put it after `cfg` and before `sega` in a chain. One factor scales the entire row. If the estimate already contained
+    edits, they would change this factor and therefore every position, even positions that the thresholds exclude. In
+    contrast, diffusers' LEDITS++ rescales after adding the edits.
 
     Args:
-        share: phi, the share of the rescaled estimate; a number in [0, 1], or an array [batch].
+        share: The share phi of the rescaled estimate, either a number in [0, 1] or an array [batch].
 
     Example:
         >>> import jax.numpy as jnp

@@ -18,8 +18,8 @@ SEMANTICS = ("diffusers", "per_concept")
 class SegaState(NamedTuple):
     """The state of semantic guidance between model calls."""
 
-    step: jax.Array  # int32 [batch], model calls so far, the unit of warm-ups and cool-downs
-    momentum: jax.Array  # float32 or wider [batch, n, *space, channels], nu of each concept
+    step: jax.Array  # int32 [batch], the number of model calls so far, to compare with warm-ups and cool-downs
+    momentum: jax.Array  # float32 or wider [batch, n, *space, channels], the nu of each concept
 
 
 def sega(edits: Edits, *, semantics: str = "diffusers", support: str = "channel") -> optax.GradientTransformation:
@@ -32,26 +32,27 @@ def sega(edits: Edits, *, semantics: str = "diffusers", support: str = "channel"
         edit_k  = w_k gamma_k + s_m nu_k
         nu_k   <- beta nu_k + (1 - beta) edit_k                    from the first call on
 
-    Both semantics deviate from the paper in two points. The weight is applied before the momentum, so that the n
-    momenta sum to the single momentum that diffusers keeps. The paper takes one quantile over all entries of a picture;
-    the default here is one for each channel, over its positions, as in diffusers.
+    The defaults deviate from the paper in two ways, whichever semantics is chosen. First, the weight is applied before
+    the momentum, so that the n momenta sum to the single momentum that diffusers keeps. Second, each channel has its
+    own quantile over the positions, as in diffusers, whereas the paper takes one quantile over all entries of a
+    picture.
 
     "diffusers" computes what diffusers does. While only some concepts are warm, it adds the sum of
     gamma_k w_k / sum(w) over the warm ones, without momentum. Once all are warm, it adds sum_k edit_k. A cooled concept
-    counts as warm with weight 0, and the rest of its momentum continues to act. Where diffusers divides 0 by 0 (all
-    warm concepts have cooled down or have weight 0 while another is not warm yet), nothing is added.
+    is treated as a warm concept of weight 0, and its remaining momentum continues to act. Where diffusers divides 0 by
+    0 (all warm concepts have cooled down or have weight 0 while another is not warm yet), nothing is added.
 
-    "per_concept" gives every concept its own clock: it adds the sum of edit_k over the concepts with
+    "per_concept" treats the concepts independently of each other: it adds the sum of edit_k over the concepts with
     warmup_k <= step < cooldown_k. Nothing is added after a concept's cool-down, and weights are never renormalised.
 
-    `jax.grad` holds the threshold mask fixed. So derivatives with respect to lambda_k are zero, and other derivatives
-    ignore the jump where an entry crosses its quantile. At s_k = 0 all magnitudes are equal and every entry passes the
-    mask.
+    `jax.grad` holds the threshold mask fixed. Derivatives with respect to lambda_k are therefore zero, and other
+    derivatives ignore the jump where an entry crosses its quantile. At s_k = 0 all magnitudes are equal and every entry
+    passes the mask.
 
     Args:
-        edits: The settings, arrays that broadcast to [batch, n]. If they are arguments of the jitted function, new
-            values do not recompile it. If the function only closes over them, they are compiled into its program as
-            constants.
+        edits: The settings, arrays that broadcast to [batch, n]. If the settings are an argument of the jitted
+            function, new values do not cause recompilation. If the function only closes over the settings, they are
+            compiled into its program as constants.
         semantics: "diffusers" or "per_concept".
         support: The values that share a quantile. "channel": the positions of one channel. "latent": all positions and
             channels. "pixel": the positions, by their magnitude summed over channels, with one mask for all channels

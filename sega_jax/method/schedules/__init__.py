@@ -1,8 +1,8 @@
 """Noise schedules as tables with one row for each model call, computed on the host in float64.
 
 A row holds the timestep for the network and the coefficients of the solver's update. The compiled loop scans over the
-rows. A different number of steps, spacing, prediction type, set of betas, or solver of the same form only changes the
-numbers in the table.
+rows. Changing the number of steps, the spacing, the prediction type or the betas changes only the numbers in the table,
+and so does changing to another solver of the same form.
 
 To add a scheduler, write a function that turns options and steps into a table, and add an entry to `FAMILIES`.
 """
@@ -112,11 +112,11 @@ class Scheduler:
         Args:
             steps: The number of steps, spaced by `timestep_spacing`; or a descending list of timesteps; or the name of
                 one of DeepFloyd-IF's lists: fast27, smart27, smart50, smart100, smart185, super27, super40, super100.
-                To space a number of steps as DeepFloyd-IF's own code does, use the spacing "linspace"; only some
-                timesteps halfway between two integers are rounded differently.
-            strength: The share of the steps to run, in (0, 1]: the last int(steps strength) steps, as in diffusers.
-                Multi-step solvers start there with an empty memory. As in diffusers, there are two exceptions: LMS
-                replaces missing outputs with 0; for PNDM, see `sega_jax.method.schedules.ddim_ddpm_pndm.pndm`.
+                To space a number of steps as DeepFloyd-IF's own code does, use the spacing "linspace"; the results
+                differ only in how some timesteps halfway between two integers are rounded.
+            strength: The share of the steps to run, in (0, 1]: the last int(steps * strength) steps, as in diffusers.
+                Multi-step solvers start there with an empty memory, with two exceptions, as in diffusers: LMS replaces
+                missing outputs with 0, and PNDM starts as described in `sega_jax.method.schedules.ddim_ddpm_pndm.pndm`.
 
         Raises:
             TypeError: `steps` has the wrong type.

@@ -37,8 +37,8 @@ class TCDRow(NamedTuple):
     """The coefficients of an update of trajectory consistency sampling (Zheng et al. 2024, algorithm 4).
 
     The network's step takes x to timestep s = floor((1 - eta) following), and fresh noise takes it back up to
-    `following`. Together they are a DDIM update whose share of fresh noise depends on s. Fields that also exist in
-    `DDIMRow` have the same meaning.
+    `following`. The two together are equivalent to a DDIM update whose share of fresh noise depends on s. Fields that
+    also exist in `DDIMRow` have the same meaning.
     """
 
     x0_from_x: Any
@@ -52,7 +52,8 @@ class TCDRow(NamedTuple):
 
 
 class MultistepRow(NamedTuple):
-    """The coefficients of one update by a linear multi-step method. Every solver except DDIM, TCD and `renoise` is one.
+    """The coefficients of one update by a linear multi-step method. Every solver except DDIM, TCD and `renoise` is such
+    a method.
 
     x is the state, o the guided output, s the state from which the step starts, and z standard normal noise. m_0 is the
     quantity that the solver remembers from this call (x0, eps, a derivative, or the output itself); m_1, m_2, ... are
@@ -62,9 +63,9 @@ class MultistepRow(NamedTuple):
         s  <- start_from_x x + start_from_start s + sum_j start_from_memory[j] m_j
         x  <- x_from_start s + sum_j x_from_memory[j] m_j + noise z
 
-    If the network also predicts the variance, `noise` is multiplied by its square root. The logarithm of the variance
-    is interpolated between the two entries of `log_variance` (Nichol & Dhariwal 2021, eq. 15). If both entries are 0,
-    the predicted variance has no effect.
+    If the network also predicts the variance, `noise` is multiplied by the square root of the variance. The logarithm
+    of the variance is interpolated between the two entries of `log_variance` (Nichol & Dhariwal 2021, eq. 15). If both
+    entries are 0, the predicted variance has no effect.
     """
 
     m_from_x: Any
@@ -82,7 +83,7 @@ class MultistepRow(NamedTuple):
 
 
 class TokenRow(NamedTuple):
-    """The numbers of a token update (Rampas et al. 2022)."""
+    """The parameters of one update of the tokens (Rampas et al. 2022)."""
 
     temperature: Any  # the guided logits are divided by it
     noise: Any  # in [0, 1], the share of positions that are reset to their initial tokens
@@ -93,7 +94,7 @@ class Row(NamedTuple):
     """A model call. In a table, every field has a leading axis [calls]."""
 
     call: Any  # int32, counted from 0; it seeds the noise that the call draws
-    live: Any  # bool; rows that are not live pad a chunk and are skipped
+    live: Any  # bool; False for rows that only pad a chunk, which are skipped
     timestep: Any  # float, in units of training timesteps
     input_scale: Any  # float, the factor that scales x for the network
     initial_scale: Any  # float, the standard deviation of the initial noise; the same for all calls

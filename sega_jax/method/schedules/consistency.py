@@ -27,7 +27,7 @@ def lcm(options: Options, steps: int) -> Row:
     """Returns the table of multi-step consistency sampling (LCM).
 
     Every call predicts x0. Except after the last call, fresh noise then takes x back up to the next timestep. The
-    boundary condition mixes x0 and x by c_out and c_skip, which matter only at the smallest timesteps.
+    boundary condition mixes x0 and x with the weights c_out and c_skip. It matters only at the smallest timesteps.
     """
     bars, t = cumulative(options), _timesteps(options, steps)
     a, b = np.sqrt(bars[t]), np.sqrt(1 - bars[t])
@@ -49,8 +49,8 @@ def lcm(options: Options, steps: int) -> Row:
 def tcd(options: Options, steps: int) -> Row:
     """Returns the table of trajectory consistency sampling, where eta sets how far below the next timestep a call goes.
 
-    As in diffusers, it ends at timestep 0, so the noise of timestep 0 remains, and `clip_sample` and `thresholding`
-    have no effect.
+    As in diffusers, sampling ends at timestep 0, so the noise of timestep 0 remains. Also as in diffusers,
+    `clip_sample` and `thresholding` have no effect.
     """
     bars, t = cumulative(options), _timesteps(options, steps)
     a, b = np.sqrt(bars[t]), np.sqrt(1 - bars[t])

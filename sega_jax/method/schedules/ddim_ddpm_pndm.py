@@ -1,8 +1,8 @@
 """Tables of the solvers that step along abar (DDIM, DDPM and PNDM), and of IPNDM, which has no betas.
 
 Their state is x = a x0 + b eps with a = sqrt(abar) and b = sqrt(1 - abar). Where betas are zero, there is no noise
-(b = 0) and x is already x0. At such timesteps, a call leaves x unchanged or takes the last step to x0. This is the
-limit for small noise.
+(b = 0) and x is already x0. At such timesteps, a call of DDIM or DDPM returns x0, which is x itself unless the network
+predicts x0 or x0 is clipped, and a call of PNDM leaves x unchanged.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from sega_jax.method.schedules.spacing import Options, cumulative, spaced
 
 
 def x0_form(options: Options, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (p, q) with x0 = p x + q output, where v is a eps - b x0 (Salimans & Ho 2022)."""
+    """Returns (p, q) with x0 = p x + q output. With v-prediction, the output is a eps - b x0 (Salimans & Ho 2022)."""
     if options["prediction_type"] == "v_prediction":
         return a, -b
     if options["prediction_type"] == "sample":
@@ -47,7 +47,7 @@ def clip_of(options: Options) -> float:
 
 
 def threshold(options: Options, calls: int) -> Threshold | None:
-    """Returns the columns [calls] of dynamic thresholding, or None without `thresholding`.
+    """Returns the settings of dynamic thresholding as columns [calls], or None without `thresholding`.
 
     With `thresholding`, `clip_sample` has no effect, as in diffusers. If the solver remembers eps, thresholding raises
     an error. This differs from diffusers, which derives eps from the thresholded x0 (DPM-Solver) or ignores the option
@@ -143,9 +143,9 @@ def pndm(options: Options, steps: int) -> Row:
     the start of the step.
 
     If sampling begins after the first step, the first calls that run use the lower orders, as in diffusers. The second
-    of these calls repeats the first step although its timestep appears only once, so all later calls get the x of the
-    timestep before theirs. The Runge-Kutta start uses only the steps that run; diffusers mixes it with timesteps that
-    do not run.
+    of these calls repeats the first step although its timestep appears only once, so every later call gets the x that
+    belongs to the timestep before its own. The Runge-Kutta start uses only the steps that run; diffusers mixes it with
+    timesteps that do not run.
     """
     if "timesteps" in options:
         raise ValueError("PNDM needs steps of equal length; give a number of steps, not timesteps")
@@ -170,7 +170,7 @@ def pndm(options: Options, steps: int) -> Row:
 
 
 def _low_orders(t: np.ndarray, stride: int, begin: int) -> tuple:
-    """Plans the calls that start with lower orders.
+    """Plans the calls for a start with lower orders.
 
     The network is called twice at the second timestep. The second of these calls repeats the first step with the mean
     of the outputs at both ends of the step.
@@ -183,7 +183,7 @@ def _low_orders(t: np.ndarray, stride: int, begin: int) -> tuple:
 
 
 def _runge_kutta(t: np.ndarray, stride: int, begin: int) -> tuple:
-    """Plans the calls that start with three Runge-Kutta steps.
+    """Plans the calls for a start with three Runge-Kutta steps.
 
     Each of these steps makes four calls: at its beginning, twice in its middle, and at its end.
     """
@@ -212,9 +212,9 @@ def _runge_kutta(t: np.ndarray, stride: int, begin: int) -> tuple:
 def ipndm(options: Options, steps: int) -> Row:
     """Returns the table of IPNDM: PNDM's linear multi-step formula (Liu et al. 2022, eq. 12), with lower orders first.
 
-    It is for networks that predict v = a eps - b x0 at times from 1 to 0. The steps of t are equal, and
-    b = sin²(pi t / 2) before each of them. At the first step there is no signal (a = 0), and the next x is only noise,
-    as in diffusers.
+    It is for networks that predict v = a eps - b x0 at times t from 1 to 0. The times are evenly spaced, and a step
+    that starts at t starts from b = sin²(pi t / 2). At the first step there is no signal (a = 0), and the next x is
+    only noise, as in diffusers.
     """
     if "timesteps" in options:
         raise ValueError("IPNDM determines its own times from 1 to 0; give a number of steps, not timesteps")

@@ -1,5 +1,5 @@
-"""Tables for networks trained with EDM's preconditioning (Karras et al. 2022, table 1 and section 5), such as
-Playground 2.5: Euler and multi-step DPM-Solver++.
+"""Tables of Euler and multi-step DPM-Solver++ for networks trained with EDM's preconditioning, such as Playground 2.5
+(Karras et al. 2022, table 1 and section 5).
 
 The state is x0 + sigma eps. The network's input is the state divided by sqrt(sigma² + sigma_data²), its timestep is
 log(sigma) / 4, and its output is mixed with x by c_skip and c_out. There are no betas: sigma falls from `sigma_max` to
@@ -58,7 +58,7 @@ def euler(options: Options, steps: int) -> Row:
 
 
 def dpm_solver(options: Options, steps: int) -> Row:
-    """Returns the table of multi-step DPM-Solver++ of order 1 to 3 (Lu et al. 2022) with alpha = 1.
+    """Returns the table of multi-step DPM-Solver++ (Lu et al. 2022) of order 1 to 3, with alpha = 1.
 
     "sde" adds the noise of the reverse diffusion. With `final_sigmas_type` "sigma_min", the last step leaves x
     unchanged, as in diffusers.

@@ -1,5 +1,5 @@
-"""Tables of the exponential integrators: DPM-Solver and DPM-Solver++ (Lu et al. 2022), DEIS (Zhang & Chen 2023), UniPC
-(Zhao et al. 2023).
+"""Tables of the exponential integrators: DPM-Solver and DPM-Solver++ (Lu et al. 2022), DEIS (Zhang & Chen 2023), and
+UniPC (Zhao et al. 2023).
 
 Here x = alpha x0 + sigma eps with alpha² + sigma² = 1, and lambda = log(alpha / sigma). These solvers integrate the
 linear part exactly along lambda, and approximate the rest from the x0 (or eps) of the last calls. If some betas are
@@ -18,7 +18,7 @@ from sega_jax.method.schedules.spacing import Options, cumulative, respaced, sig
 
 
 class NoisePath(NamedTuple):
-    """The noise levels through which a solver steps, all float64."""
+    """The noise levels through which a solver steps, as float64 arrays."""
 
     timesteps: np.ndarray  # [calls]
     alpha: np.ndarray  # [calls + 1], the share of signal
@@ -27,7 +27,7 @@ class NoisePath(NamedTuple):
 
 
 def path_of(timesteps: np.ndarray, alpha: np.ndarray, sigma: np.ndarray) -> NoisePath:
-    """Returns the path with these timesteps [calls] and shares of signal and noise [calls + 1]."""
+    """Returns the path with the given timesteps [calls] and shares of signal and noise [calls + 1]."""
     with np.errstate(divide="ignore"):
         return NoisePath(timesteps, alpha, sigma, np.log(alpha) - np.log(sigma))
 
@@ -40,8 +40,8 @@ def _path(options: Options, steps: int, *, rounded: bool = True, own_end: bool =
         own_end: Whether "sigma_min" means the last respaced sigma instead of the smallest training sigma.
     """
     schedule = sigmas_of(cumulative(options))
-    # Leave out timesteps whose lambda is below `lambda_min_clipped`, because the last ones of the cosine schedule
-    # exceed the range of float32.
+    # Leave out timesteps whose lambda is below `lambda_min_clipped`, because values at the last timesteps of the cosine
+    # schedule exceed the range of float32.
     with np.errstate(divide="ignore"):
         total = int((-np.log(schedule) >= options.get("lambda_min_clipped", -math.inf)).sum())
     t = spaced_before_end(options, steps, total)
@@ -126,8 +126,8 @@ def dpm_singlestep(options: Options, steps: int) -> Row:
     far. If calls remain at the end, they form a step of lower order. If sampling begins later in the schedule, the
     first step may also be of lower order.
 
-    In a stochastic step of order 3 with "heun", the bend has the same sign as in diffusers, which makes the step first
-    order.
+    In a stochastic step of order 3 with "heun", the bend (second derivative) has the same sign as in diffusers, so the
+    step is only accurate to first order.
     """
     path = _path({**options, "timestep_spacing": "linspace"}, steps)
     kind, begin = options["algorithm_type"], options.get("begin", 0)

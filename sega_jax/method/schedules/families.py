@@ -252,7 +252,7 @@ def plain(name: str) -> str:
 
 
 def resolve(config: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
-    """Returns all options of a config's class. Missing and null options get their defaults.
+    """Returns all options of a config's class. Options that are missing or null get their default values.
 
     Args:
         strict: Whether to reject an option that no supported scheduler has, instead of ignoring it.

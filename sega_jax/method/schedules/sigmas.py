@@ -88,7 +88,7 @@ def _ancestral(sigmas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def heun(options: Options, steps: int) -> Row:
     """Returns the table of Heun's method (Karras et al. 2022, algorithm 1 without churn).
 
-    It has 2 steps - 1 calls, because every step except the last has two.
+    It has 2 steps - 1 calls, because every step except the last has two calls.
     """
     t, sigmas = _path(options, steps)
     call = np.arange(2 * steps - 1)
@@ -110,7 +110,7 @@ def heun(options: Options, steps: int) -> Row:
 
 
 def kdpm2(options: Options, steps: int) -> Row:
-    """Returns the table of DPM-Solver-2 (Lu et al. 2022, algorithm 1) in sigma, after k-diffusion.
+    """Returns the table of DPM-Solver-2 (Lu et al. 2022, algorithm 1), which steps along sigma as in k-diffusion.
 
     It has 2 steps - 1 calls: every step except the last has a second call at its logarithmic midpoint, and the
     derivative there is used for the entire step.
@@ -143,7 +143,7 @@ def _in_the_middle(options: Options, steps: int, *, ancestral: bool) -> Row:
 
 
 def lms(options: Options, steps: int, order: int = 4) -> Row:
-    """Returns the table of LMS: Adams-Bashforth on steps of different lengths.
+    """Returns the table of LMS, the Adams-Bashforth method for steps of unequal length.
 
     The polynomial through the last derivatives is integrated exactly. diffusers integrates it numerically, with an
     error of about 1e-8.

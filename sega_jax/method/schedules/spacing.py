@@ -112,8 +112,8 @@ def _inside(t: np.ndarray, options: Options, steps: int) -> np.ndarray:
 def respaced(options: Options, ends: np.ndarray, steps: int) -> np.ndarray | None:
     """Returns descending sigmas between the first and last entry of `ends`, or None if no option respaces sigmas.
 
-    There are three spacings: Karras et al. 2022, eq. 5, with rho = 7; geometric; and quantiles of a beta distribution
-    (Lee et al. 2024).
+    The sigmas are spaced by eq. 5 of Karras et al. 2022 with rho = 7, geometrically, or by the quantiles of a beta
+    distribution (Lee et al. 2024).
 
     Raises:
         ValueError: An option respaces sigmas, but `options` also has a list of timesteps.
@@ -196,9 +196,10 @@ def given_timesteps(steps: Any, total: int) -> np.ndarray:
 
 
 def _sections(counts: tuple[int, ...], total: int) -> np.ndarray:
-    """Returns descending timesteps. Each of the equal sections has `counts` timesteps, evenly spaced from end to end.
+    """Returns descending timesteps from sections of equal length, one for each entry of `counts`.
 
-    If the sections cannot have equal lengths, the first ones have one more timestep.
+    An entry is the number of timesteps to take from its section, evenly spaced from the section's first timestep to its
+    last. If the sections cannot be equally long, the first ones are longer by one timestep.
     """
     size, longer = divmod(total, len(counts))
     timesteps, start = [], 0

@@ -13,7 +13,7 @@ TEXT_GROUPS = 32
 
 
 class _Family(NamedTuple):
-    """A family of UNets: the names of its blocks, and options that have a fixed value in this family."""
+    """A family of UNets: the names of its blocks, and the options that have a fixed value in this family."""
 
     down: tuple[str, ...]
     up: tuple[str, ...]
@@ -86,8 +86,8 @@ _IGNORED = (
 def _is_of_old_default(config: Mapping[str, Any]) -> bool:
     """Returns whether a config is older than diffusers 0.9 and has a sample_size below 64.
 
-    The default was 32 then, although Stable Diffusion 1 generates pictures of 512 x 512 pixels (64 x 64 latents).
-    diffusers' pipelines also replace such a value with 64.
+    Before version 0.9, the default was 32, although Stable Diffusion 1 generates pictures of 512 x 512 pixels (64 x 64
+    latents). diffusers' pipelines also replace such a value with 64.
     """
     version, size = config.get("_diffusers_version"), config.get("sample_size")
     old = isinstance(version, str) and re.match(r"0\.[0-8]\.", version)
@@ -98,9 +98,9 @@ class UNetConfig(NamedTuple):
     """The fields of `unet/config.json` that define the network, with diffusers' defaults.
 
     Where diffusers allows it, a number may also be a tuple with one entry for each level. 0 and "" mean None. Despite
-    its name, `attention_head_dim` is the number of heads. Only in DeepFloyd-IF is it the width of a head. An entry of
-    `transformer_layers_per_block` may be a tuple with one entry for each transformer on the way down. In this case,
-    `reverse_transformer_layers_per_block` has the entries for the way up, starting at the deepest level.
+    its name, `attention_head_dim` is the number of heads, except in DeepFloyd-IF, where it is the width of a head. An
+    entry of `transformer_layers_per_block` may be a tuple with one entry for each transformer on the way down. In this
+    case, `reverse_transformer_layers_per_block` has the entries for the way up, starting at the deepest level.
     """
 
     sample_size: int | tuple[int, int] = 64

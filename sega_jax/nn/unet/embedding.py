@@ -1,4 +1,5 @@
-"""The embeddings of the timestep, the guidance scale and the pooled text. Each is one vector for each picture."""
+"""The embeddings of the timestep, the guidance scale and the pooled text. Each of them consists of one vector for each
+picture."""
 
 import math
 
@@ -29,8 +30,9 @@ def sinusoid(timestep: jax.Array, channels: int, *, flip: bool, shift: int) -> j
 def guidance_embedding(scale: np.ndarray, channels: int) -> np.ndarray:
     """Returns the embedding [batch, channels] of guidance scales s [batch], float32 or wider.
 
-    Networks distilled from classifier-free guidance take it as an input (Meng et al. 2023; Luo et al. 2023). It embeds
-    1000 w, where w = s - 1. The order is [sin, cos], and frequencies are rounded as in torch; see `sinusoid`.
+    Networks distilled from classifier-free guidance take this embedding as an input (Meng et al. 2023; Luo et al.
+    2023). The embedded number is 1000 w, where w = s - 1. The order is [sin, cos], and frequencies are rounded as in
+    torch; see `sinusoid`.
     """
     dtype, half = scale.dtype, channels // 2
     exponent = np.arange(half, dtype=dtype) * -(np.log(np.array(10000, dtype)) / np.array(half - 1, dtype))

@@ -33,12 +33,13 @@ class UNet2DConditionModel(nnx.Module):
     `__call__(x, timestep, context, class_labels=None, guidance=None)` returns [batch, height, width, out_channels] in
     at least float32. Its arguments are:
 
-        x: [batch, height, width, in_channels]. DeepFloyd-IF needs multiples of 2 ** (levels - 1) as height and width.
+        x: [batch, height, width, in_channels]. For DeepFloyd-IF, height and width must be multiples of 2 ** (levels -
+            1).
         timestep: [batch], kept in float32 or wider.
         context: [batch, tokens, cross_attention_dim], or its projection by `project`. For DeepFloyd-IF it is
             [batch, tokens, encoder_hid_dim], for Stable Diffusion XL a `Context`.
-        class_labels: [batch], for upscalers only: the noise level of the low-resolution picture in the channels of
-            x, an integer below `num_class_embeds`, or any number for DeepFloyd-IF.
+        class_labels: [batch], for upscalers only: the noise level of the low-resolution picture, whose channels are
+            part of x. It is an integer below `num_class_embeds`; for DeepFloyd-IF, it may be any number.
         guidance: [batch, time_cond_proj_dim], for UNets with this option only: `guidance_embedding` of the guidance
             scale.
 

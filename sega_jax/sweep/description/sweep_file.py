@@ -62,7 +62,7 @@ _MODEL = {name: one for name, one in arguments(LoadOptions).items() if one.sweep
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """A sweep: a sequence of points, each the settings of one picture.
+    """A sweep: a sequence of points, each of which holds the settings of one picture.
 
     Settings are named after `Pipeline`'s arguments ("prompt", "seed", "steps", "guidance_scale", ...); "scheduler"
     names a scheduler, and "edits" lists the active edits. Settings of an edit start with its name ("glasses.scale"),
@@ -87,9 +87,9 @@ class Sweep:
         sample: {setting: axis}; `count` points are drawn from these axes at random. Each value of a list has the same
             probability. The integer `key` (default 0) seeds the draws.
         format: the pictures' file format, "png" or "webp" (lossless).
-        files: {path: facts} for the files that settings name: the SHA-256, and the height and width of a picture. Files
-            that are not listed are read. A plan stores these facts, so that its results can be viewed after the files
-            are gone.
+        files: {path: facts} for the files that settings name. The facts are the SHA-256 and, for a picture, the height
+            and width. Files that are not listed are read. A plan stores these facts, so that its results can be viewed
+            after the files are gone.
         folder: the folder that relative paths start from; it is not stored.
 
     Raises:

@@ -45,7 +45,8 @@ class Lengths:
 
 
 def tokenizer_with(facts: Facts, adapters: tuple[tuple[str, Pairs], ...]) -> Any:
-    """Checks adapters against a sweep's checkpoint, and returns its tokenizer, extended by the textual inversions.
+    """Checks adapters against a sweep's checkpoint, and returns the checkpoint's tokenizer with the textual inversions
+    added.
 
     Raises:
         CheckpointError, TypeError, ValueError: an adapter does not fit, or the family does not support it.

@@ -1,5 +1,5 @@
-"""Estimates a sweep's memory from the compiler's analysis, before weights are loaded, and the number of rows that
-fit."""
+"""Estimates the memory that a sweep needs and the number of rows that fit, from the compiler's analysis and before
+weights are loaded."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -76,7 +76,7 @@ def needed(plan: Plan) -> Memory:
     """
     pipe, weights = outline(plan.facts)
     if any(batch.adapters for batch in plan.batches):
-        # Networks that adapters change are kept twice, with and without the adapters.
+        # Two copies are kept of networks that adapters change: one with and one without the adapters.
         names = pipe.system.checkpoint.adapters.lora
         changed = [module for part, module in pipe.models._asdict().items() if part in names]
         weights += sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(changed))
@@ -89,7 +89,7 @@ def needed(plan: Plan) -> Memory:
     batch, point = plan.batches[number], plan.point(plan.batches[number].points[0])
     call = prepared(pipe, plan.facts, point)
     row = _row(pipe, call.select([0] * _ROWS), batch.shares)
-    # Recorded predictions are kept twice: as the trunk computes them, and rearranged for its pictures.
+    # Two copies are kept of recorded predictions: one as the trunk computes them, and one rearranged for its pictures.
     state = int(np.prod(call.shape))
     past = 2 * plan.depth * (2 + batch.program.concepts) * state * 4 if batch.shares else 0
     stats = pipe.devices.devices[0].memory_stats() or {}

@@ -1,4 +1,4 @@
-"""Checks a plan's calls against the checkpoint without its weights, before anything is loaded or run."""
+"""Checks a plan's calls against the checkpoint without reading the weights, before anything is loaded or run."""
 
 from typing import Any
 
@@ -66,7 +66,7 @@ def check_files(plan: Plan) -> None:
 
 
 def check(plan: Plan) -> None:
-    """Checks the calls of a plan against the checkpoint, without loading weights; for a cascade, in all stages.
+    """Checks the calls of a plan, or of all stages of a cascade, against the checkpoint without loading weights.
 
     It checks one call for each combination of the settings that only the checkpoint can validate. It does not check
     prompts, seeds or pictures. Numbers with a fixed range were already checked when the sweep was created.

@@ -1,4 +1,5 @@
-"""Plans sweeps: groups the points of a sweep into batches of compiled programs. The plan is stored before it is run."""
+"""Plans sweeps: groups the points of a sweep into batches, each for one compiled program. A plan is stored before it
+runs."""
 
 import dataclasses
 import json
@@ -32,7 +33,7 @@ class Program(NamedTuple):
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
+        """The height and width of the pictures, in pixels."""
         settings = dict(self.settings)
         return settings["height"], settings["width"]
 
@@ -42,7 +43,7 @@ class Batch(NamedTuple):
 
     A program predicts its rows, one picture each, at the same time. A batch without shared prefixes has at most as many
     pictures as its program has rows; copies of the last picture pad it. A batch with shared prefixes may have up to 16
-    times as many pictures, and is made by a `Schedule`.
+    times as many pictures, which are made in the order of a `Schedule`.
     """
 
     program: Program
@@ -210,7 +211,7 @@ class Plan:
         """Reads a plan that `to_json` wrote.
 
         Raises:
-            ValueError: the text is not a plan, or is a plan of a different version.
+            ValueError: the text is not a plan, or is a plan in the format of a different version.
         """
         try:
             entries = json.loads(text)
@@ -233,7 +234,7 @@ def plan(sweep: Sweep, facts: Facts, rows: int = 8, *, share: bool = True, earli
 
     All pictures of a batch have the same adapters, size, number of concepts, semantics, support, scheduler and steps.
     Batches with the same adapters are consecutive, so that each adapter is merged once. Among these, batches of the
-    same program are consecutive. Points keep their order. A program gets fewer rows if the smaller padding saves
+    same program are consecutive. Points keep their order. A program gets fewer rows if the reduced padding saves
     evaluations.
 
     Args:

@@ -100,7 +100,8 @@ class Fork(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """The order in which a shared batch is made: all trunks as rows of one batch, then one fork after another."""
+    """The order in which a batch with shared prefixes is made: first all trunks together, then one fork after
+    another."""
 
     trunks: tuple[tuple[int, ...], ...]  # the indices of each trunk's points
     departures: tuple[int, ...]  # the calls at which pictures depart, in ascending order

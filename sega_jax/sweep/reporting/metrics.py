@@ -1,4 +1,5 @@
-"""Computes metrics, which are one number for each picture from its pixels and its record, and stores their values."""
+"""Computes and stores metrics. A metric is one number for each picture, computed from the picture's pixels and
+record."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +35,7 @@ def measure(folder: str | Path, metrics: Mapping[str, Metric]) -> Results:
             and the pictures' rows in the results. It returns n numbers, with NaN where there is no value.
 
     Returns:
-        The results, including these numbers.
+        The results, including the new numbers.
 
     Raises:
         ImportError: pyarrow is not installed.
@@ -156,7 +157,8 @@ def distance(results: Results) -> Metric:
 def clip_score(folder: str | Path, text: str | None = None) -> Metric:
     """Returns a metric: the CLIP score (Hessel et al. 2021) on torchmetrics' scale.
 
-    The score is 100 times the cosine similarity of picture and text, or 0 if that is negative. So it is in [0, 100].
+    The score is 100 times the cosine similarity of picture and text, or 0 if the similarity is negative. It is
+    therefore in [0, 100].
 
     Args:
         folder: a local folder with a CLIP model in transformers' layout, such as a copy of

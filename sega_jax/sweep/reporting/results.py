@@ -26,9 +26,9 @@ class Results:
     Attributes:
         folder: the sweep's folder.
         plan: the sweep's plan.
-        rows: one dictionary {column: value} for each finished point. The columns are those of
-            `sega_jax.sweep.running.records.columns`, the measured metrics, and the axes' values as the sweep gives
-            them. Points that describe the same picture each have a row.
+        rows: one dictionary {column: value} for each finished point. Its columns are the columns of the records (see
+            `sega_jax.sweep.running.records.columns`), the measured metrics, and the axes, whose values are written as
+            in the sweep. Points that describe the same picture each have a row.
         axes: the settings that vary, {setting: values in the sweep's order}.
 
     Example:

@@ -2,9 +2,9 @@
 
 A worker renews its lease while it makes a share. It first takes its own share, even if another worker holds the lease.
 Then it takes other unfinished shares whose leases are stale. A lease is stale if it has not changed for `patience`
-seconds, or if its process ran on this machine and has ended. The seconds are measured by the observer's clock, so that
-clocks of different machines are never compared. If two workers take a share at the same time, the last writer holds the
-lease, and the other worker leaves the share after its current batch.
+seconds, or if the process that wrote it ran on this machine and has ended. The seconds are measured by the observer's
+clock, so that clocks of different machines are never compared. If two workers take a share at the same time, the last
+writer holds the lease, and the other worker leaves the share after its current batch.
 """
 
 import json

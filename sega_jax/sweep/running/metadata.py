@@ -24,7 +24,7 @@ def record(plan: Plan, i: int, pipe: Pipeline) -> dict[str, Any]:
 
 
 def _guided(plan: Plan, i: int) -> dict[str, Any]:
-    """Returns the column of a cascade that lists the stages that the edits guide."""
+    """Returns the column "edited", which lists the stages of a cascade that the edits guide."""
     if plan.earlier is None:
         return {}
     return {"edited": ", ".join(str(stage.facts.stage) for stage in plan.chain if stage.point(i).edits) or None}

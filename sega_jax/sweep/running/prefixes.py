@@ -1,4 +1,4 @@
-"""Runs batches whose pictures share prefixes, which `sega_jax.sweep.planning.sharing` defines."""
+"""Runs batches whose pictures share prefixes. `sega_jax.sweep.planning.sharing` defines the prefixes."""
 
 import dataclasses
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -256,7 +256,7 @@ _SETTINGS = {
 
 def _submit(pool: ThreadPoolExecutor, function: Callable, *args: Any) -> Future:
     """Runs a function in a thread with the caller's JAX settings and context variables, so that the caller's `with`
-    blocks also apply in the thread, and the caller collects its warnings."""
+    blocks also apply in the thread and the thread's warnings reach the caller."""
     settings = {name: getattr(jax.config, name) for name in _SETTINGS}
 
     def call():

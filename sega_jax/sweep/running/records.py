@@ -1,4 +1,4 @@
-"""Records: a Parquet table of each batch's pictures, their settings and how they were made."""
+"""Records: one Parquet table for each batch, which holds the pictures' settings and how the pictures were made."""
 
 import io
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ def columns(sweep: Sweep, facts: Facts) -> dict[str, str]:
 
     The columns are the picture's name, its file, the index of its first point, its settings (settings of a later stage
     start with its name, such as "stage2.steps"), the settings of its edits ("glasses.scale"; null for edits that are
-    not active), and how it was made:
+    not active), and the following facts about how it was made:
 
         finite: whether all pixels are finite; a picture with NaN or infinity has no file.
         flagged: whether the safety checker flagged the picture, which then has no file; null without a checker.
@@ -124,7 +124,7 @@ def rows(data: bytes) -> list[dict[str, Any]]:
 
 
 def values(names: Sequence[str], numbers: Sequence[float | None]) -> bytes:
-    """Returns a Parquet file of a metric, with each picture's name and its number or null."""
+    """Returns a metric as a Parquet file, which holds each picture's name and number. A number may be null."""
     pyarrow = arrow()
     fields = [("name", pyarrow.string()), ("value", pyarrow.float64())]
     file = io.BytesIO()

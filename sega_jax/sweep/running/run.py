@@ -85,8 +85,8 @@ def run(
     """Makes a plan's missing pictures in a folder. `sega_jax.sweep.running.folder` describes the files in the folder.
 
     A run may be interrupted at any moment. Running the plan again makes the remaining pictures, and all pictures are
-    the same bit for bit as without the interruption. If a batch does not fit into the devices' memory, it and all later
-    batches of its program are made with half as many rows. The records show the number of rows.
+    the same bit for bit as without the interruption. If a batch does not fit into the devices' memory, this batch and
+    all later batches of the same program are made with half as many rows. The records show the number of rows.
 
     Several workers, which are separate processes, may share a folder and communicate only through it. Each worker makes
     its share of the batches, then the unfinished shares of workers that ended early, and returns when all pictures are
@@ -201,7 +201,7 @@ class _Picture(NamedTuple):
 
 
 class _FinishedBatch(NamedTuple):
-    """A batch whose pictures are made, and are being encoded."""
+    """A batch whose pictures have been made and are being encoded."""
 
     points: list[Point]
     pictures: list[Future[_Picture]]
@@ -238,8 +238,8 @@ class _Run:
             return i in recorded or not self.folder.store.has(part(i))
 
         done = sum(pictures.values()) - sum(pictures[i] for i in missing)
-        # Pictures are encoded as soon as they are made, and one batch is written while the next is made. When this
-        # block is left, even by Ctrl-C, it waits for both.
+        # Pictures are encoded as soon as they are made, and one batch is written while the next is made. Leaving this
+        # block, even through Ctrl-C, waits for both to finish.
         with (
             bar(sum(pictures.values()), "picture", progress, initial=done) as progress_bar,
             ThreadPoolExecutor(thread_name_prefix="pictures") as pool,

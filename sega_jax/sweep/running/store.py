@@ -1,7 +1,8 @@
 """Reads and writes a sweep's files, in a folder or at an address that fsspec supports, such as gs://bucket/sweep.
 
 A file is either complete or absent, even if the process is killed, and only one process can create it. In folders, this
-module ensures both. At addresses, the file system must ensure them. The object stores of Google, Amazon and Azure do.
+module ensures both. At addresses, the file system must ensure both, as the object stores of Google, Amazon and Azure
+do.
 """
 
 import contextlib
@@ -42,7 +43,8 @@ class Store:
         return self._address
 
     def begin(self, folders: tuple[str, ...]) -> None:
-        """Creates the folders, and removes unfinished files that ended processes on this machine left behind."""
+        """Creates the folders, and removes unfinished files left behind by processes on this machine that have
+        ended."""
         for folder in folders:
             self._files.makedirs(self._path(folder), exist_ok=True)
         if self._local:
