@@ -1,4 +1,5 @@
-"""Tests DeepFloyd-IF's original layout without weights: names at full size, configs, and rejected files."""
+"""Tests reading DeepFloyd-IF's original layout without weights: tensor names at full size, configs, and rejected
+files."""
 
 import hashlib
 import math

@@ -248,7 +248,7 @@ def projected_text(block, context, parameters):
 
 
 def labels(config, batch):
-    """Returns noise levels up to the largest. Those embedded like timesteps may be fractions."""
+    """Returns noise levels up to the largest. Noise levels that are embedded like timesteps may be fractions."""
     if "num_class_embeds" in config:
         return np.arange(20)[-batch:].astype(np.int32)
     return np.linspace(0.5, 999, batch, dtype=precision()) if "class_embed_type" in config else None
@@ -289,7 +289,8 @@ NETWORKS = {
 @pytest.mark.parametrize("std", [1, 0.01])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_blocks(name, std):
-    """Compares every block of a network on its inputs within the network, and on those scaled to a small std."""
+    """Compares every block of a network, on the inputs that it has within the network and on the same inputs scaled to
+    a small std."""
     ours, theirs, inputs = NETWORKS[name]()
     errors = {}
     for name, block, arguments in calls(theirs, *inputs):
@@ -388,7 +389,7 @@ def test_projected_text(tolerance, end):
 @pytest.mark.parametrize("size", [12, 50])
 @pytest.mark.parametrize("tolerance", ["float32", "float64"], indirect=True)
 def test_t5(size, tolerance):
-    """The texts have padding on the right, on the left, and none; some are longer than the largest distance."""
+    """The texts have padding on the right, on the left, or not at all; some are longer than the largest distance."""
     ours, theirs = encoders(tiny.T5)
     ids = np.random.default_rng(0).integers(0, 60, (3, size)).astype(np.int32)
     mask = np.ones_like(ids)
@@ -444,7 +445,7 @@ def rename(file):
 
 @pytest.mark.parametrize("size", [(9, 8), (14, 20), (23, 9), (12, 21)])
 def test_tiled_decoding(size):
-    """The tiles have 8 positions, and some at the right and bottom have fewer."""
+    """The tiles are 8 positions wide and high, and some at the right and bottom are smaller."""
     ours, theirs = pair(
         vae.AutoencoderKL(vae.AutoencoderConfig.from_dict(tiny.VAE)), diffusers.AutoencoderKL.from_config(tiny.VAE)
     )
