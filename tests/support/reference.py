@@ -53,7 +53,8 @@ def module_names() -> list[str]:
 
 
 def exports(package: ModuleType) -> list[str]:
-    """Returns the public classes and functions of a package, including those that it imports at their first use."""
+    """Returns the public classes and functions of a package, including those that the package imports only when they
+    are first used."""
     names = [name for name in dict.fromkeys([*vars(package), *dir(package)]) if not name.startswith("_")]
     return sorted((name for name in names if is_ours(getattr(package, name))), key=lambda name: place(package, name))
 
@@ -192,7 +193,7 @@ def build(folder: Path) -> None:
 
 
 def polished(text: str) -> str:
-    """Removes decorators whose effect the signature shows, empty lists, and the path of this checkout."""
+    """Removes decorators whose effect is visible in the signature, empty lists, and the path of this checkout."""
     text = re.sub(r'<div class="decorator decorator-(takes|declared_by)">.*?</div>', "", text)
     text = re.sub(r"<h2>Submodules</h2>\s*<ul>\s*</ul>", "", text)
     return text.replace(str(ROOT), "sega_jax")
