@@ -1,5 +1,5 @@
 """Checks that diffusers converts our single files to the right names and shapes at full size, and to the right weights
-at small size."""
+for small networks."""
 
 import pytest
 

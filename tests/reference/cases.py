@@ -28,7 +28,7 @@ INPUTS = {
     "latents": _noise(4, 2, 6, 9, 4),
 }
 
-# Small UNets of two levels for DeepFloyd-IF and the x4 upscaler, and input texts for T5.
+# Small UNets of two levels for DeepFloyd-IF and the x4 upscaler, and input tokens for T5.
 _IF = {
     "block_out_channels": [12, 16],
     "layers_per_block": 1,

@@ -246,7 +246,8 @@ X4_UNET_2 = X4["unet"] | {
     "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
     "only_cross_attention": [True, False],
 }
-# The most common schedulers with Stable Diffusion's betas. PNDM also occurs with its default start, Runge-Kutta.
+# The most common schedulers with Stable Diffusion's betas. PNDM is listed without and with its default Runge-Kutta
+# start.
 SCHEDULERS = {
     "DDIM": DDIM,
     "PNDM": PNDM,

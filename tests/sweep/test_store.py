@@ -1,4 +1,5 @@
-"""Tests a sweep's files, in folders and at addresses: they are complete or absent, and created only once."""
+"""Tests a sweep's files, in local folders and at remote addresses: each is either complete or absent, and created only
+once."""
 
 import json
 import os
@@ -102,7 +103,7 @@ def test_a_failed_write_leaves_no_files(tmp_path, monkeypatch):
 
 
 def test_creating_files_without_links(tmp_path, monkeypatch):
-    """A bucket mounted as a folder has no links."""
+    """File systems without hard links, such as a bucket mounted as a folder, are supported."""
 
     def link(*_):
         raise PermissionError
