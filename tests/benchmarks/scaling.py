@@ -26,8 +26,9 @@ from sega_jax.pipelines.execution.devices import Devices
 
 
 class Stopwatch(Devices):
-    """Devices that record when their programs start and end. They do so only while `ran` is a list, and then wait for
-    each program to end.
+    """Devices that record when their programs start and end.
+
+    They do so only while `ran` is a list, and then wait for each program to end.
     """
 
     ran: list[tuple[float, float]] | None = None

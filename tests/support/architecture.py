@@ -1,5 +1,6 @@
-"""Determines which packages of the library import which, and draws this as the diagram in `sega_jax/README.md`. `python
-tests/support/architecture.py` writes the diagram into that page.
+"""Determines which packages of the library import which, and draws the diagram of it in `sega_jax/README.md`.
+
+`python tests/support/architecture.py` writes the diagram into that page.
 """
 
 import ast
