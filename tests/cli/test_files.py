@@ -79,7 +79,7 @@ def test_a_single_file_with_a_separate_tokenizer(files, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_loras(files, tmp_path, monkeypatch):
-    """A LoRA is given as a relative path with a scale, or as its folder."""
+    """A LoRA is given either as a relative path with a scale, or as the folder that contains it."""
     monkeypatch.chdir(files)
     style = files / "style"
     style.mkdir()

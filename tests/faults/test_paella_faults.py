@@ -104,7 +104,7 @@ def replayed():
 
 
 def run(name, edits, replay=None, record=False):
-    """Returns every grid except the first, and the guidance, sampled with the noise of the recorded run."""
+    """Samples with the noise of the recorded run, and returns every grid except the first, and the guidance."""
     influence = (1.0, 1.0) if name == "published" else cases.INFLUENCE
     stacked = Edits.stack([edits] * 2) if edits else None
     keys = jax.random.split(jax.random.key(0))

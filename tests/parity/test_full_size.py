@@ -205,7 +205,8 @@ def test_the_middle_block_of_if():
 
 
 def test_a_level_of_if():
-    """A level of 1,408 channels in 22 heads, down and up: seven resnets and attentions, and both resamplers."""
+    """Covers a level of 1,408 channels in 22 heads, both down and up: seven resnets and attentions, and both
+    resamplers."""
     (down, its_down), (up, its_up) = parts(IF_1_XL, "down_blocks.1", "up_blocks.2")
     time, text = noise(2, 2816, seed=1), noise(2, 77, 2816, seed=2)
     x = noise(2, 16, 16, 704)

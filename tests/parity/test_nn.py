@@ -330,7 +330,7 @@ def compare_unets(config, size, std=1.0):
     return relative(jax.jit(type(ours).__call__)(ours, *args), last(theirs(*torch_inputs(*args)).sample))
 
 
-# The downsampling does not divide these sizes, except for IF, which needs divisible ones.
+# These sizes are not divisible by the downsampling factor, except for IF, which requires that.
 @pytest.mark.parametrize("tolerance", ["float32", "float64"], indirect=True)
 @pytest.mark.parametrize(
     ("name", "size"),
@@ -378,7 +378,7 @@ def test_text(config, tolerance):
 @pytest.mark.parametrize("tolerance", ["float32", "float64"], indirect=True)
 @pytest.mark.parametrize("end", [2, 57])
 def test_projected_text(tolerance, end):
-    """transformers finds the end token by its id, or with old configs as the largest id."""
+    """transformers finds the end token by its id; with old configs, it takes the token with the largest id."""
     config = tiny.TEXT_PROJECTED | {"eos_token_id": end}
     theirs = transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**config))
     ours, theirs = pair(clip.CLIPTextModelWithProjection(clip.CLIPTextConfig.from_dict(config)), theirs)
@@ -413,7 +413,7 @@ def test_buckets(count, farthest):
 )
 @pytest.mark.parametrize("tolerance", ["float32", "float64"], indirect=True)
 def test_vision(options, tolerance):
-    """Patches of 5 pixels leave a border of the 12 x 12 pictures, patches of 3 do not."""
+    """Patches of 5 pixels leave a border of the 12 x 12 pictures uncovered; patches of 3 pixels do not."""
     ours, theirs = visions(VISION | options)
     pixels = noise(3, 12, 12, 3)
     assert relative(jax.jit(type(ours).__call__)(ours, pixels), theirs(first(pixels)).pooler_output) < tolerance

@@ -403,7 +403,7 @@ def test_exchange(source, target, saved):
     options = as_scheduler(target, as_scheduler(config).config).options
     expected = getattr(diffusers, target).from_config(json.loads(before.to_json_string()) if saved else before.config)
     for key, value in options.items():
-        # A saved config of another class may have null, which means the default.
+        # A saved config of another class may contain null, which means the default.
         default_or_value = FAMILIES[target].defaults[key] if expected.config[key] is None else expected.config[key]
         assert value == (tuple(default_or_value) if isinstance(value, tuple) else default_or_value), key
 

@@ -211,7 +211,7 @@ def check_diffusers_call(both, call):
 
 @pytest.mark.parametrize("strength", [0.3, 1.0])
 def test_start_from_a_picture(strength, both):
-    """A start from pictures equals diffusers' img2img pipeline, with sizes and negative prompts."""
+    """Starting from pictures gives the results of diffusers' img2img pipeline, also with sizes and negative prompts."""
     ours, others = both()
     reference = diffusers.StableDiffusionXLImg2ImgPipeline(**others.components, add_watermarker=False)
     reference.set_progress_bar_config(disable=True)

@@ -216,7 +216,7 @@ def xl():
 def xl_names():
     """Yields each network and the list of its tensors, with the names in published files.
 
-    The first text encoder's names there start with "text_model.", which transformers 5 leaves out.
+    In those files, the first text encoder's names start with "text_model.", which transformers 5 leaves out.
     """
     kinds = {
         "text_encoder": lambda c: transformers.CLIPTextModel(transformers.CLIPTextConfig(**c)),

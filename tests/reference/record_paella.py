@@ -1,6 +1,6 @@
 """Records results of Paella's public code on small networks, for tests that run without torch.
 
-The script needs four public repositories of pure Python, each checked out at the commit given here. They cannot be
+The script needs four public repositories of pure Python, each checked out at the commit listed here. They cannot be
 installed as packages.
 
     github.com/dome272/Paella            e1ab72b8aa7b22def24dafd51805aed84be52ed9  the denoiser, its sampler, the VQGAN
@@ -86,7 +86,7 @@ def filled(net):
 
 
 def first(array):
-    """Converts an array to a tensor with channels first, and floats to the default dtype."""
+    """Converts an array to a tensor with channels first. Floats are cast to the default dtype."""
     array = np.moveaxis(array, -1, 1) if array.ndim == 4 else array
     return torch.tensor(array, dtype=torch.get_default_dtype() if array.dtype.kind == "f" else None)
 

@@ -27,8 +27,8 @@ assert transformers.CLIPTokenizer
 def stop(source, folder):
     """Stops conversions at random moments and returns {name: (exit code, folders left under that name)}.
 
-    The conversions are forked from a process that opens no array itself, because TensorStore forbids forking after
-    that.
+    The conversions are forked from a process that opens no array itself, because TensorStore forbids forking after an
+    array has been opened.
     """
 
     def start(dest):

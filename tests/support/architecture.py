@@ -1,4 +1,4 @@
-"""Determines which packages of the library import which, and draws the diagram of it in `sega_jax/README.md`.
+"""Determines which packages of the library import which, and draws the import diagram in `sega_jax/README.md`.
 
 `python tests/support/architecture.py` writes the diagram into that page.
 """

@@ -98,7 +98,7 @@ def blocks(text: str) -> list[Block]:
 
 
 def kind(command: str) -> str:
-    """Says where a command outside set-up blocks runs: "run" is in this script, "ci" in `.ci/run`, "accelerator"
+    """Returns where a command outside set-up blocks runs: "run" means in this script, "ci" in `.ci/run`, "accelerator"
     nowhere.
 
     Raises:

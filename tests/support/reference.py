@@ -113,7 +113,8 @@ def document_class(cls: type) -> None:
 
 
 def undecorated(function: Any) -> Any:
-    """Returns the function inside a decorator of `sega_jax.method.arguments`, with the signature that it sets."""
+    """Returns the function inside a decorator of `sega_jax.method.arguments`, with the signature that the decorator
+    sets."""
     if not (inspect.isfunction(function) and hasattr(function, "__wrapped__") and hasattr(function, "__signature__")):
         return function
     inner = function.__wrapped__
@@ -124,7 +125,8 @@ def undecorated(function: Any) -> Any:
 
 
 def document_pipelines() -> list[str]:
-    """Documents `Pipeline` with the arguments that all families share, and each family's class with its own.
+    """Documents `Pipeline` with the arguments that all families share, and each family's class with that family's
+    arguments.
 
     Returns:
         The names of the classes. `sega_jax.pipelines.pipeline` then contains them.
@@ -147,7 +149,7 @@ def document_pipelines() -> list[str]:
 
 
 def markdown(text: str) -> str:
-    """Converts a docstring to Markdown. Its asterisks, as in [batch, *space], are literal, and examples are code."""
+    """Converts a docstring to Markdown. Asterisks, as in [batch, *space], stay literal, and examples become code."""
     lines = text.splitlines()
     for i, line in enumerate(lines):
         if not line.startswith("    ") or lines[i - 1].endswith((":", ".", ",", ";")):

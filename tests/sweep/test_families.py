@@ -1,4 +1,4 @@
-"""Tests sweeps of other families than Stable Diffusion: pictures made with shared prefixes equal those of single
+"""Tests sweeps of families other than Stable Diffusion: pictures made with shared prefixes equal those of single
 calls."""
 
 import shlex

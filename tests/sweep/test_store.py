@@ -53,7 +53,7 @@ def test_a_file_is_created_once(any_store):
 
 
 def test_stores_accept_any_folder_name(tmp_path, monkeypatch):
-    """A folder may have any name, and stays the same if the process changes its working directory."""
+    """A folder may have any name. A store keeps using the same folder if the process changes its working directory."""
     monkeypatch.chdir(tmp_path)
     for name in ("a::b", "[1]*", "file:c"):
         store = Store(name)
