@@ -42,7 +42,7 @@ def one_device():
 
 @pytest.fixture(scope="module")
 def one_by_default(one_device):
-    """Makes pipelines use one device by default, as on most machines, so that they share compiled programs."""
+    """Makes pipelines use one device by default, as they do on most machines. They can then share compiled programs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "local_devices", lambda *_, **__: one_device)
         yield
@@ -50,7 +50,7 @@ def one_by_default(one_device):
 
 @pytest.fixture(scope="module")
 def optimised():
-    """Turns XLA's optimisations on, for programs that run often or make many pictures."""
+    """Turns XLA's optimisations on for tests whose programs run often or make many pictures."""
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
@@ -162,7 +162,7 @@ def upscaler(stages, first):
 
 @pytest.fixture(scope="session")
 def hub_folder(tmp_path_factory):
-    """Returns a Hugging Face home whose cache has tiny checkpoints under the names of published ones."""
+    """Returns a Hugging Face home folder whose cache contains tiny checkpoints under the names of published ones."""
     return fill(tmp_path_factory.mktemp("hub"))
 
 

@@ -1,4 +1,4 @@
-"""The architecture page: its diagram is current, and its code runs."""
+"""Checks that the architecture page's diagram is up to date and that the page's code runs."""
 
 import re
 
@@ -23,7 +23,7 @@ def test_the_files_that_it_names_exist():
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_by_default")
 def test_its_code_runs(tmp_path, monkeypatch):
-    """The blocks run one after another in an empty folder."""
+    """The code blocks run one after another in an empty folder."""
     monkeypatch.chdir(tmp_path)
     names = {}
     try:

@@ -51,7 +51,7 @@ def test_the_table_is_complete():
 RNG = np.random.default_rng(0)
 SMALL, OTHER = RNG.random((2, 8, 8, 3))
 HAT, STRONG = Edit("hat", warmup=0, threshold=0.5), Edit("hat", scale=90, warmup=0)
-# In diffusers' semantics the first concept's momentum waits for the second concept's warm-up.
+# With diffusers' semantics, the first concept's momentum starts only after the second concept's warm-up.
 CLOCKS = {"edits": [HAT, Edit("bow", warmup=2)], "momentum_scale": 1.0, "steps": 3}
 BASE = {"prompt": "cat", "edits": HAT, "steps": 2, "seed": 3, "progress": False}
 # The fixture of each family's pipeline, and the arguments of all its calls.
@@ -94,7 +94,7 @@ class Bench:
 
     @cached_property
     def random(self):
-        """A pipeline whose solver draws noise at every call, and the arguments that make it do so."""
+        """A pipeline whose solver draws noise at every call, and the call arguments that make the solver do so."""
         if self.family in ("deepfloyd_stage_1", "deepfloyd_stage_2", "paella"):
             return self.pipe, {}
         return self.ddim, {"eta": 1.0}

@@ -100,7 +100,8 @@ def test_pmap_is_in_one_file():
 @pytest.mark.slow
 @pytest.mark.parametrize("package", ["sega_jax", "convert"])
 def test_the_package_is_light(package):
-    """Importing the package starts no device and loads none of the libraries that only checkpoints need."""
+    """Importing the package initialises no device and loads none of the libraries that are needed only for
+    checkpoints."""
     code = f"import jax, sys, {package}; jax.config.update('jax_num_cpu_devices', 3); print(len(jax.devices('cpu')))"
     heavy = {"torch", "transformers", "diffusers", "orbax", "tensorstore", "matplotlib", "pandas", "scipy", "fsspec"}
     heavy |= {"huggingface_hub", "jax.experimental.pallas.tpu"}

@@ -1,4 +1,4 @@
-"""Every guide runs from top to bottom, and the outputs that are committed with it are clean and complete.
+"""Checks that every guide runs from top to bottom, and that its committed outputs are clean and complete.
 
 Guides that name published checkpoints load tiny random ones of the same names from the cache that
 `support/hub_cache.py` fills.

@@ -1,4 +1,4 @@
-"""The built packages and their dependencies, and the sizes of the published networks."""
+"""Tests the built packages and their dependencies, and the sizes of the published networks."""
 
 import importlib.metadata
 import math
@@ -103,7 +103,7 @@ def wheel_files(path):
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory):
-    """Builds and returns the sdist, the wheel from the sdist, and the wheel from the checkout."""
+    """Builds the sdist, the wheel from the sdist, and the wheel from the checkout, and returns their paths."""
     folder = tmp_path_factory.mktemp("packages")
     run(sys.executable, "-m", "build", "--outdir", folder / "both", ROOT)
     run(sys.executable, "-m", "build", "--wheel", "--outdir", folder / "wheel", ROOT)
@@ -113,7 +113,8 @@ def packages(tmp_path_factory):
 
 @pytest.mark.slow
 def test_packages_contain_what_belongs_to_them(packages):
-    """The sdist has the checkout's files. The wheel has both packages' files, without the evaluation's report."""
+    """The sdist has the checkout's files. The wheel has the files of both packages, except for the evaluation's
+    report."""
     sdist, wheel, from_checkout = packages
     assert max(sdist.stat().st_size, wheel.stat().st_size) <= MOST_BYTES
     with tarfile.open(sdist) as file:

@@ -33,7 +33,7 @@ def picture(path):
 
 
 def lora(path):
-    """Writes a LoRA of one layer of Stable Diffusion 1.5 in the hub's cache."""
+    """Writes a LoRA for one layer of Stable Diffusion 1.5 to the hub's cache."""
     layer = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
     shapes = {"lora_A.weight": (2, 8), "lora_B.weight": (8, 2)}
     save_file({f"{layer}.{end}": np.ones(shape, np.float32) for end, shape in shapes.items()}, path)
@@ -60,7 +60,8 @@ def checkout(tmp_path_factory):
 
 @pytest.fixture
 def environment(checkout, hub_cache, tmp_path_factory):
-    """Returns the environment variables of a reader, without the settings of `conftest.py` for short programs."""
+    """Returns the environment variables that a reader would have, without `conftest.py`'s settings for short
+    programs."""
     settings = ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS")
     own = {name: value for name, value in os.environ.items() if name not in settings}
     folders = [checkout / ".venv" / "bin", sysconfig.get_path("scripts"), os.environ["PATH"]]

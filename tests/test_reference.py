@@ -60,7 +60,7 @@ def test_public_names_have_examples():
 
 
 class Finder(doctest.DocTestFinder):
-    """A finder of examples that also finds functions whose decorator is defined in a different module."""
+    """A doctest finder that also finds functions whose decorator is defined in a different module."""
 
     def _from_module(self, module, object):
         return getattr(object, "__module__", None) == module.__name__ or super()._from_module(module, object)
@@ -99,7 +99,7 @@ def test_examples_run(path):
 
 
 def identifiers(tree):
-    """Yields the names that a file defines or uses, and those of its strings that look like names."""
+    """Yields the names that a file defines or uses, and the strings in the file that look like names."""
     for node in ast.walk(tree):
         for field in ("id", "name", "attr", "arg", "asname", "module"):
             if isinstance(name := getattr(node, field, None), str):
@@ -185,7 +185,7 @@ def test_a_wrong_name_is_found():
 
 @pytest.mark.slow
 def test_the_reference_is_complete(tmp_path):
-    """The command writes pages with all public names, with the arguments of calls, and without broken links."""
+    """The command writes pages that contain all public names and the arguments of calls, and have no broken links."""
     command = [sys.executable, str(ROOT / "tests" / "support" / "reference.py"), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr

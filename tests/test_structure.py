@@ -45,8 +45,8 @@ def mentions(node, words):
 def questions(tree):
     """Yields the places where a file checks the family.
 
-    These are imports of a family's class, `isinstance` with one, comparisons with a registered system or its name, and
-    `getattr` or `hasattr` on models.
+    These are imports of a family's class, `isinstance` checks for such a class, comparisons with a registered system or
+    its name, and uses of `getattr` or `hasattr` on models.
     """
     for node in ast.walk(tree):
         yield from (f"line {node.lineno}: imports {name}" for name in imported_families(node))

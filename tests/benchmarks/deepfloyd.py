@@ -2,8 +2,8 @@
 
 The stages are IF-I-XL (64x64), IF-II-L (256x256) and the x4 upscaler (1024x1024), with random weights, and random
 embeddings instead of a text encoder. The default is one concept. The floor is the time that the arithmetic (all
-branches at every step, and decoding) takes at the ceiling, which is the rate of bfloat16 matrix products. Run this from
-the root of the repository:
+branches at every step, and decoding) would take at the device's rate for bfloat16 matrix products, the ceiling. Run
+this from the root of the repository:
 
     python tests/benchmarks/deepfloyd.py --stage stage1 --steps 50 --concepts 1 --batch 1 --repeat 5
 

@@ -2,14 +2,14 @@
 
 The model is Stable Diffusion 1.5 at 512x512 with random weights (speed does not depend on their values). Each
 combination of concepts and batch size is compiled, and then called `--repeat` times. The floor is the time that the
-networks' arithmetic takes at the ceiling: the rate of bfloat16 matrix products. `torch_sega.py` measures diffusers'
-pipeline in the same way, and `tables.py` prints both side by side. Run this from the root of the repository, with
-PYTHONPATH=. if the library is not installed:
+networks' arithmetic would take at the device's rate for bfloat16 matrix products, the ceiling. `torch_sega.py` measures
+diffusers' pipeline in the same way, and `tables.py` prints both side by side. Run this from the root of the repository,
+with PYTHONPATH=. if the library is not installed:
 
     python tests/benchmarks/end_to_end.py --concepts 0,1,2,4,8 --batch 1,4,8 --attention cudnn --json FILE
 
-With JAX_COMPILATION_CACHE_DIR, a second run measures compilation with a warm cache. `--tiny` tests the script itself
-with a small network that runs on any CPU; ignore its timings.
+If JAX_COMPILATION_CACHE_DIR is set, a second run measures compilation with a warm cache. `--tiny` tests the script
+itself with a small network that runs on any CPU; ignore its timings.
 """
 
 import argparse
@@ -43,7 +43,7 @@ UNET, DECODER = 0.8033, 2.51
 
 
 def pipeline(dtype: str, attention: str, devices: Devices | None = None, *, small: bool = False) -> Pipeline:
-    """Returns an SD 1.5 pipeline with random weights, or one with a small network."""
+    """Returns an SD 1.5 pipeline with random weights and, if `small`, with a small network."""
     devices = devices or Devices()
     configs = SMALL if small else SD_1
     models = filled(Models.build(**configs, attention=attention), dtype, devices)
@@ -75,7 +75,7 @@ def cell(pipe: Pipeline, concepts: int, batch: int, args: argparse.Namespace) ->
 
 
 def measure(call: Callable[[int], float], concepts: int, batch: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Measures the first and later calls, each with its own seed. Returns their times in seconds and the floor."""
+    """Measures a first call and later calls, each with its own seed. Returns their times and the floor, in seconds."""
     first = call(0)
     seconds = [call(i) for i in range(1, 1 + args.repeat)]
     least = floor(concepts, batch, args.steps, args.ceiling)

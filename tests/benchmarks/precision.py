@@ -1,8 +1,8 @@
 """How much do pictures in half precision differ from those in float32?
 
 The model is Stable Diffusion 1.5 at 512x512 with random weights, or the demo model (`--demo`), with one concept. The
-same weights, seeds and settings run in float32, with matrix products in full precision, and in `--dtype`. The script
-prints
+same weights, seeds and settings run in float32, with matrix products in full precision, and then in `--dtype`. The
+script prints
 
 - the peak signal-to-noise ratio of the pictures,
 - the number of positions that the edit changes in only one of the two runs, relative to all positions that it changes

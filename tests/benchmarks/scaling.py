@@ -1,4 +1,4 @@
-"""How many pictures per second do 1, 2, 4 ... devices of one host make, and how efficient are they?
+"""How many pictures per second do 1, 2, 4 ... devices of one host make, and how efficiently?
 
 The model is Stable Diffusion 1.5 at 512x512 with random weights and two concepts; the number of rows on each device is
 fixed. For each number of devices, the script prints the time to place the weights, the pictures per second, the
@@ -28,7 +28,7 @@ from sega_jax.pipelines.execution.devices import Devices
 class Stopwatch(Devices):
     """Devices that record when their programs start and end.
 
-    They record while `ran` is a list, and then wait for each program to end.
+    They do so only while `ran` is a list, and then wait for each program to end.
     """
 
     ran: list[tuple[float, float]] | None = None

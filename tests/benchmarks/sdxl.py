@@ -2,8 +2,8 @@
 
 The model is SDXL base at 1024x1024 with random weights (speed does not depend on their values), from prompt to pixels.
 The default is one concept. The floor is the time that the arithmetic (all of the UNet's branches at every step, and
-decoding) takes at the ceiling, which is the rate of bfloat16 matrix products. Run this from the root of the repository,
-with PYTHONPATH=. if the library is not installed:
+decoding) would take at the device's rate for bfloat16 matrix products, the ceiling. Run this from the root of the
+repository, with PYTHONPATH=. if the library is not installed:
 
     python tests/benchmarks/sdxl.py --json FILE
 
@@ -38,7 +38,7 @@ UNET, DECODER = 6.76, 10.5
 
 
 def pipeline(dtype: str, attention: str, devices: Devices, *, small: bool) -> Pipeline:
-    """Returns an SDXL pipeline with random weights, or one with a small network."""
+    """Returns an SDXL pipeline with random weights and, if `small`, with a small network."""
     configs = SMALL if small else XL
     models = filled(sdxl.Models.build(**configs, attention=attention), dtype, devices)
     folder = Path(tempfile.mkdtemp())

@@ -3,11 +3,11 @@
 A random checkpoint of the Stable Diffusion 1.5 architecture is written to a temporary folder, as safetensors and as
 Orbax. Each measurement runs in a new process.
 
-- The import is measured in CPU seconds beyond those of `import jax`.
+- The import is measured in CPU seconds, without those of `import jax`.
 - Loading is compared with reading the same files. "cold" means that the system was asked to drop the files from
-  its page cache, which it may ignore; "warm" means right after reading them. Memory is the peak on the host beyond what
-  the process used before; on a CPU, it includes the weights. The libraries that `load` imports, for tokenizers and for
-  Orbax's storage, are measured separately.
+  its page cache, which it may ignore; "warm" means that the files have just been read. Memory is the peak on the host
+  beyond what the process used before; on a CPU, it includes the weights. The libraries that `load` imports, for
+  tokenizers and for Orbax's storage, are measured separately.
 - `pipe.compile` is measured with an empty persistent cache, and again with the cache that the first run filled. Most of
   the time outside the programs is spent on decoding a picture of noise.
 

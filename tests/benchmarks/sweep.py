@@ -1,9 +1,9 @@
-"""How many pictures per second does a sweep make, and how many more if it computes shared calls only once?
+"""How many pictures per second does a sweep make, and how much faster is it if it computes shared calls only once?
 
 The model is Stable Diffusion 1.5 at 512x512 with random weights (speed does not depend on their values). The sweep has
-2 prompts, 16 seeds and 8 settings of one concept, or of two that cool down half-way: 256 pictures, with warm-up at a
-fifth of the steps. Each sweep runs with and without sharing into a new folder, after a smaller sweep that compiles its
-programs. Some of the points are also made by single calls, to compare the speed.
+2 prompts, 16 seeds and 8 settings: 256 pictures. The settings edit one concept, or two that cool down half-way, after a
+warm-up of a fifth of the steps. Each sweep runs with and without sharing into a new folder, after a smaller sweep that
+compiles its programs. For comparison, single calls also make some of the pictures.
 
 With `--devices`, the benchmark instead runs the sweep with sharing on each of the given numbers of devices, with a
 fixed number of rows per device. The script then prints the efficiency relative to the first number of devices, and the

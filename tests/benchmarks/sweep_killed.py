@@ -1,4 +1,5 @@
-"""Does a sweep survive being killed? It makes 2,000 pictures with a tiny model and is killed at five random moments.
+"""Does a sweep survive being killed? The sweep makes 2,000 pictures with a tiny model and is killed at five random
+moments.
 
     python tests/benchmarks/sweep_killed.py [--kills 5] [--seed 0]
 
@@ -78,7 +79,7 @@ def main(kills: int, seed: int) -> None:
         print(f"undisturbed: {seconds:.0f} s")
         killed = 0
         while killed < kills:
-            # Kill it at a random moment after a random number of new pictures.
+            # Kill the process at a random moment after a random number of new pictures.
             pictures = where / "killed" / "pictures"
             more = len(list(pictures.iterdir())) + rng.randrange(counts.pictures // (2 * kills))
             process = start(where / "killed")

@@ -8,9 +8,9 @@ Two comments in a markdown file enclose a table, and a test compares it with the
     <!-- NAME: python tests/benchmarks/tables.py NAME -->
     <!-- end -->
 
-Times are medians. The floor is the time that the networks' arithmetic alone takes at the ceiling of bfloat16 matrix
-products, 796 TFLOP/s on an H200. Tables divide it by the measured time, so 100% is ideal. Each table is followed by the
-device, the versions and the commands used for the measurements.
+Times are medians. The floor is the time that the networks' arithmetic alone would take at the ceiling for bfloat16
+matrix products, 796 TFLOP/s on an H200. The tables show the floor divided by the measured time, so 100% is ideal. Each
+table is followed by the device, the versions and the commands used for the measurements.
 """
 
 import json
@@ -112,7 +112,7 @@ def efficiency(row: dict[str, Any]) -> str:
 
 
 def compared(row: dict[str, Any] | None, reference: dict[str, Any]) -> str:
-    """Returns the milliseconds per picture, and their ratio to the reference's."""
+    """Returns the milliseconds per picture, and their ratio to the reference's time."""
     if row is None:
         return "–"
     return f"{1e3 * per_picture(row):.0f} ms ({per_picture(row) / per_picture(reference):.1f}x)"
@@ -255,7 +255,7 @@ def profile(kind: str) -> str:
 
 
 def edits(name: str) -> str:
-    """Returns the rows of `WORDS` and the mean from the first table that `sega_jax.demo.evaluate.report` wrote."""
+    """Returns the rows for `WORDS`, and the mean, from the first table that `sega_jax.demo.evaluate.report` wrote."""
     text = (EVALUATION / f"{name}.md").read_text()
     head, _, *rows = [line for line in text.split("\n## ")[1].splitlines() if line.startswith("|")]
     lines = [line.strip("| ").split(" | ") for line in (head, *rows)]

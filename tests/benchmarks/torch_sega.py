@@ -1,8 +1,8 @@
 """How long does diffusers' `SemanticStableDiffusionPipeline` take in PyTorch on the same machine?
 
-The architecture, cells and measurements are the same as in `end_to_end.py`, which must not run at the same time. The
-modes are eager execution, and the modes of `torch.compile`, which is applied to the UNet. The script needs torch and
-diffusers. Run it from the root of the repository:
+The architecture, cells and measurements are the same as in `end_to_end.py`, which must not run at the same time.
+`--mode` is either eager execution or one of the modes of `torch.compile`, which compiles the UNet. The script needs
+torch and diffusers. Run it from the root of the repository:
 
     python tests/benchmarks/torch_sega.py --mode eager --dtype float16 --concepts 0,1,2,4,8 --batch 1,4,8 --json FILE
     python tests/benchmarks/torch_sega.py --mode reduce-overhead --dtype float16 --concepts 1,4 --batch 1,4 --json FILE
@@ -32,7 +32,7 @@ def plain(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def pipeline(dtype: str, mode: str, device: str, *, small: bool) -> diffusers.SemanticStableDiffusionPipeline:
-    """Returns diffusers' SD 1.5 pipeline with torch's initial weights, or one with a small network."""
+    """Returns diffusers' SD 1.5 pipeline with torch's initial weights and, if `small`, with a small network."""
     configs = {part: plain(config) for part, config in (SMALL if small else SD_1).items()}
     folder = Path(tempfile.mkdtemp())
     tiny.tokenizer(folder, configs["text_encoder"]["max_position_embeddings"])

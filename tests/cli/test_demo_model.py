@@ -1,4 +1,4 @@
-"""How the commands `edit` and `info` treat the demo model: its words, its defaults and its descriptions."""
+"""The commands `edit` and `info` with the demo model: its words, its defaults and its descriptions."""
 
 import dataclasses
 import warnings

@@ -1,4 +1,4 @@
-"""`sega-jax edit` for every family: LoRAs, added words, sizes and devices have the same effect as in Python."""
+"""`sega-jax edit` for every family: LoRAs, learned words, sizes and devices have the same effect as in Python."""
 
 import functools
 import shlex
@@ -110,7 +110,7 @@ def shown(value):
 
 @pytest.mark.slow
 def test_a_single_file_of_stable_diffusion_xl(tmp_path):
-    """Takes configs and tokenizers from a folder; the command that `info` prints reproduces the picture."""
+    """Configs and tokenizers come from a folder. The command that `info` prints reproduces the picture."""
     config = tiny.xl(tmp_path / "xl", unet=sdxl_files.UNET, vae=tiny.VAE_1)
     source = tmp_path / "xl.safetensors"
     save_file(tiny.original(unet=sdxl_files.UNET, vae=tiny.VAE_1, text_2=tiny.TEXT_XL_2), source)
@@ -163,7 +163,7 @@ def test_the_cascade(stages, files, tmp_path):
 
 @pytest.mark.slow
 def test_the_first_stage_alone(stages, files, tmp_path):
-    """A first stage runs without a cascade, with a LoRA and a size."""
+    """The first stage runs without the later stages, with a LoRA and a size."""
     words = ["--lora", files / "1.safetensors", "--steps", 2, "--height", 4, "--width", 6, "--devices", 1]
     edit(tmp_path / "out", stages["stage1"], *words, prompt="a cat")
     devices = jax.devices()[:1]
@@ -210,7 +210,7 @@ FAMILIES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_several_seeds(stages, paella_folder, least_xl_folder, tmp_path, monkeypatch, name):
-    """Three devices make the pictures of four seeds in two groups, or with --low-memory in one."""
+    """Three devices make the pictures of four seeds in two groups, or in one group with --low-memory."""
     monkeypatch.chdir(tmp_path)
     Image.fromarray(RNG.integers(0, 256, (8, 8, 3), np.uint8)).save("small.png")
     model = {**stages, "xl": least_xl_folder, "paella": paella_folder}[name]
@@ -265,7 +265,7 @@ def test_unsuitable_options_are_refused(
 
 
 def test_adapters_of_all_stages_reach_the_cascade(stages, files, tmp_path, monkeypatch):
-    """Compares the arguments of `load_cascade`, without loading."""
+    """Checks the arguments that `load_cascade` receives, without loading anything."""
     calls = []
 
     @functools.wraps(load_cascade)

@@ -1,4 +1,5 @@
-"""Stable Diffusion's files in the shell: single files, LoRAs, textual inversions, and reproducing pictures."""
+"""Stable Diffusion's files in the shell: single files, LoRAs, textual inversions, and commands that reproduce
+pictures."""
 
 import shlex
 import shutil
@@ -24,7 +25,7 @@ def _own_cache(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Writes a checkpoint as a folder and a single file, its configs, two LoRAs, and two textual inversions."""
+    """Writes a checkpoint both as a folder and as a single file, its configs, two LoRAs, and two textual inversions."""
     where, rng = tmp_path_factory.mktemp("files"), np.random.default_rng(0)
     tiny.checkpoint(where / "folder", unet=tiny.UNET_1, vae=tiny.VAE_1)
     save_file(tiny.original(unet=tiny.UNET_1, vae=tiny.VAE_1, ema=True), where / "model.safetensors")
@@ -78,7 +79,7 @@ def test_a_single_file_with_a_separate_tokenizer(files, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_loras(files, tmp_path, monkeypatch):
-    """A LoRA is given as a relative path with a scale, or as its folder."""
+    """A LoRA is given either as a relative path with a scale, or as the folder that contains it."""
     monkeypatch.chdir(files)
     style = files / "style"
     style.mkdir()

@@ -285,7 +285,7 @@ def test_an_interruption_exits_cleanly(folder, tmp_path):
     for line in process.stdout:
         if line.startswith("  + hat"):
             break
-    # Python drops an interruption inside some of its callbacks, so this presses Ctrl-C repeatedly.
+    # Python ignores an interruption that arrives in some of its callbacks, so the test presses Ctrl-C repeatedly.
     while process.poll() is None:
         process.send_signal(signal.SIGINT)
         time.sleep(1)

@@ -1,4 +1,5 @@
-"""Several seeds in the shell: their notation and groups, the files, and the commands that reproduce each picture."""
+"""Several seeds in the shell: how they are written and grouped, the files, and the commands that reproduce each
+picture."""
 
 import itertools
 import random

@@ -1,4 +1,5 @@
-"""`sega-jax verify`, with a small checkpoint in place of Stable Diffusion 1.5, and a picture recorded from it."""
+"""`sega-jax verify`, tested with a small checkpoint instead of Stable Diffusion 1.5, and with a picture recorded from
+it."""
 
 import math
 import shutil
@@ -37,7 +38,7 @@ STAND_IN = Picture("a cat with a hat", 5, CALL, RECORDED)
 
 @pytest.fixture(scope="module")
 def noise(tmp_path_factory):
-    """Writes the picture's noise to a folder and returns the folder."""
+    """Writes the noise that the picture starts from to a folder, and returns the folder."""
     folder = tmp_path_factory.mktemp("noise")
     np.save(folder / "5.npy", np.random.default_rng(5).standard_normal((1, 8, 8, 4), np.float32))
     (folder / SUMS).write_text(f"{'0' * 64}  9.npy\n{sha256(folder / '5.npy')}  5.npy\n")

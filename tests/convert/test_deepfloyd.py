@@ -1,4 +1,5 @@
-"""Tests DeepFloyd-IF's original layout without weights: names at full size, configs, and rejected files."""
+"""Tests reading DeepFloyd-IF's original layout without weights: tensor names at full size, configs, and rejected
+files."""
 
 import hashlib
 import math
@@ -73,7 +74,7 @@ def test_the_network_is_the_published_one(write, params, published):
 
 
 def original_tensors(unet):
-    """Returns the shapes of the original tensors, computed from the shapes of the corresponding parameters here."""
+    """Returns the shapes of the original tensors, computed from the shapes of this library's parameters."""
     names, shapes = deepfloyd.original_names(unet), {}
     for key, shape in leaves(unet).items():
         tensor, _, part = names[key].partition("[")

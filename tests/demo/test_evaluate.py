@@ -36,7 +36,8 @@ class Editor:
     """A simulated pipeline that draws a seed's portrait and applies edits with scales of at least 2.
 
     By default its edits are perfect. `spoils` is an attribute that every edit also changes. `ignored` lists words
-    without effect. With `swaps`, removing a word replaces it by an alternative, such as glasses by sunglasses.
+    without effect. With `swaps`, removing a word replaces its attribute with an alternative, such as glasses with
+    sunglasses.
     """
 
     def __init__(self, spoils=None, ignored=(), swaps=False):
@@ -94,7 +95,7 @@ def examiner():
 
 @pytest.mark.slow
 def test_the_judge_does_not_import_training():
-    """Sweeps import the judge, which should stay light."""
+    """Sweeps import the judge, so importing it should stay fast."""
     code = "import sega_jax.demo.judge, sys; print([name for name in sys.modules if 'demo.training' in name])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

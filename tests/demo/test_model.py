@@ -1,4 +1,4 @@
-"""Tests the packaged demo model: its size, and that it follows prompts and edits."""
+"""Tests that the packaged demo model is small and that it follows prompts and edits."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Tests the recipe of the demo model: takes two steps of each stage, stops and resumes."""
+"""Tests the recipe of the demo model: takes two training steps of each stage, stops, and resumes."""
 
 import jax
 import numpy as np
@@ -52,7 +52,7 @@ def test_training_stops_and_resumes(tmp_path, one_device):
 
 
 def test_the_loss_is_the_weighted_error_of_v():
-    """The loss of a network that returns zeros is the weighted mean of v², and v² has mean 1 for latents of variance
+    """A network that returns zeros has the weighted mean of v² as its loss, and v² has mean 1 for latents of variance
     1."""
     key = jax.random.key(3)
     latents = jax.random.normal(key, (1024, 8, 8, 4), np.float16)

@@ -1,4 +1,4 @@
-"""Tests the recipe of the small Paella: takes two steps of each stage, and checks its loss."""
+"""Tests the recipe of the small Paella model: takes two training steps of each stage, and checks the loss."""
 
 import jax
 import jax.numpy as jnp

@@ -46,7 +46,7 @@ def pipe(small):
 
 @pytest.mark.parametrize("kind", POSITIONAL, ids=lambda kind: kind.__name__)
 def test_order_and_documentation_of_arguments(kind):
-    """All arguments are in the signature and in the documentation."""
+    """The signature and the documentation contain all arguments."""
     _, *parameters = inspect.signature(kind.__call__).parameters.values()
     positional = [
         parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD

@@ -1,4 +1,4 @@
-"""Tests that diffusers' methods for single files, LoRAs and textual inversion do the same as the native functions."""
+"""Tests that diffusers' methods for single files, LoRAs and textual inversions do the same as the native functions."""
 
 import huggingface_hub
 import jax

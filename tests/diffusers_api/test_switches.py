@@ -180,7 +180,7 @@ def test_options_of_progress_bars(pipe, capsys):
 
 
 def test_generators(pipe, calls):
-    """Generators become seeds; using a generator again gives a different seed."""
+    """Generators are converted to seeds; using the same generator again gives a different seed."""
     first = Generator("cuda").manual_seed(3)
     assert native_arguments(pipe, calls, generator=first)["seed"] == 3
     assert first.seed == 3  # the failed call did not advance the generator

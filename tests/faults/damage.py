@@ -117,7 +117,7 @@ def _changed(kind: type, by: Callable[[Any, Any], Any]) -> type:
 
 
 def skipped(name: str) -> Damage:
-    """Damages a module's `__init__`, so that one of its layers returns its input."""
+    """Damages a module's `__init__`, so that one of the module's layers returns its input."""
     return layer(name, lambda x, y: x)
 
 

@@ -100,7 +100,7 @@ def without_heads(read, heads, part, shape):
 
 
 def moving_corners(picture, size):
-    """Interpolates between the centres of pixels, which moves the corners."""
+    """Interpolates with half-pixel centres instead of aligned corners, which moves the corners."""
     return jax.image.resize(picture, (len(picture), *size, picture.shape[-1]), "bilinear")
 
 

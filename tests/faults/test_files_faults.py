@@ -1,4 +1,4 @@
-"""Faults in reading other files: torch's pickles, which must never run code, LoRAs, and textual inversion."""
+"""Faults in reading other files: LoRAs, textual inversions, and torch's pickles, which must never run code."""
 
 import numpy as np
 import pytest
@@ -78,7 +78,7 @@ def views(tmp_path_factory):
         return models._replace(text_encoder=text)
 
     def learnt():
-        """Returns the tokens and the vectors of a word that is loaded under another name."""
+        """Returns the tokens and the vectors of a learned word that is loaded under another name."""
         extended, new_tokenizer = adapters.add_words(models, tokenizer, {"<toy>": folder / "word.safetensors"})
         ids = new_tokenizer(["a <toy>"])[0, 2:5]
         return ids, np.asarray(extended.text_encoder.embeddings.token_embedding.embedding[...])[ids]
@@ -119,7 +119,7 @@ def in_c_order(read):
 
 
 def times_the_rank(factors):
-    """Multiplies the factor of a LoRA's layer by the rank, so that the scale becomes alpha instead of alpha / rank."""
+    """Multiplies the scale of a LoRA's layer by the rank, so that it becomes alpha instead of alpha / rank."""
 
     def damaged(*args):
         factor = factors(*args)

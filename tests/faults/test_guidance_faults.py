@@ -79,7 +79,7 @@ def added(rows, **options):
 
 
 def added_without_the_inactive(rows):
-    """Returns a function that does the same with wrong predictions wherever a concept is not active."""
+    """Returns a function like that of `added`, but with wrong predictions wherever a concept is not active."""
 
     def show():
         edits = stacked(rows)
@@ -92,7 +92,7 @@ def added_without_the_inactive(rows):
 
 
 def by_the_oracle(rows, semantics="diffusers"):
-    """Returns a function that computes the same guidance with plain NumPy."""
+    """Returns a function that computes the guidance of `added` with plain NumPy."""
 
     def expected():
         u, e = PREDICTIONS.uncond, PREDICTIONS.edits

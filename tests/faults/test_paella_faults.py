@@ -44,7 +44,7 @@ def logits(name):
 
 
 def padded():
-    """Runs two texts of different lengths in one call, so that one is padded."""
+    """Runs two texts of different lengths in one call, so that the shorter one is padded."""
     model, names = denoiser(), ["empty", "pictures"]
     x, level = (np.concatenate(arrays) for arrays in zip(*map(cases.paella_inputs, names), strict=True))
     return model(x, level, net.join([condition(model, name) for name in names]))
@@ -97,13 +97,14 @@ def grids(name):
 
 
 def replayed():
-    """Records the guidance of the edited run, and returns the grids of a run that replays it without the edit."""
+    """Records the guidance of the edited run, and returns the grids of a run without the edit that replays this
+    guidance."""
     _, guidance = run("edited", [EDIT], record=True)
     return run("edited", [], replay=guidance)[0]
 
 
 def run(name, edits, replay=None, record=False):
-    """Returns every grid except the first, and the guidance, sampled with the noise of the recorded run."""
+    """Samples with the noise of the recorded run, and returns every grid except the first, and the guidance."""
     influence = (1.0, 1.0) if name == "published" else cases.INFLUENCE
     stacked = Edits.stack([edits] * 2) if edits else None
     keys = jax.random.split(jax.random.key(0))
@@ -165,7 +166,7 @@ def with_update(by):
 
 
 def flipped(convolve):
-    """Convolves the flipped picture and flips the result, which amounts to flipping the kernel."""
+    """Convolves the flipped picture and flips the result, which is equivalent to flipping the kernel."""
     return lambda self, x: convolve(self, x[:, ::-1, ::-1])[:, ::-1, ::-1]
 
 

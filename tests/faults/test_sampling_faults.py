@@ -62,7 +62,7 @@ def loop():
 
 
 def by_a_plain_loop():
-    """Returns the same states, computed with NumPy from the same table and keys."""
+    """Returns the states of `loop`, computed with NumPy from the same table and keys."""
     return np.stack([row_by_a_plain_loop(row) for row in range(2)])
 
 
@@ -129,7 +129,7 @@ def tiled():
 
 
 def joined():
-    """Joins the same two tiles with NumPy; the first fades into the second where they overlap."""
+    """Joins the two tiles with NumPy, blending from the first to the second where they overlap."""
     left, right = (np.asarray(decoder().decode(LATENTS[:, :, at : at + 8]))[:, :6] for at in (0, 6))
     return np.concatenate([left[:, :, :7], (left[:, :, 7:] + right[:, :, 1:2]) / 2, right[:, :, 2:6]], 2)
 

@@ -1,4 +1,4 @@
-"""Faults in the parts of Stable Diffusion XL: two text encoders and tokenizers, pooled embeddings, and sizes."""
+"""Faults in what is specific to Stable Diffusion XL: two text encoders and tokenizers, pooled embeddings, and sizes."""
 
 import dataclasses
 import warnings
@@ -29,7 +29,7 @@ TOKENS[:, 0], TOKENS[:, :, 0] = 57, 56
 TOKENS[0, 1, 1] = 57
 TOKENS[1, :, 1:6] = [28, 2, 0, 47, 57], [0, 30, 0, 47, 57]
 TOKENS[2, :, 1:9] = [6, 11, 0, 18, 18, 4, 46, 57], [6, 39, 0, 18, 18, 4, 46, 57]
-# A weighted text that needs more than one chunk, its tokens for each tokenizer, and the tokens' weights.
+# A weighted text that needs more than one chunk, its tokens according to each tokenizer, and the tokens' weights.
 LONG = "ab (cd:2) [e]" + " f" * 6
 CHUNKS = np.zeros((2, 2, 12), np.int32)
 CHUNKS[:, 0], CHUNKS[:, :, 0] = 57, 56

@@ -89,12 +89,12 @@ def without(*names):
 
 
 def noise_on_top(rows):
-    """Does not reduce the predicted noise by the share of fresh noise, for an eta of 0.6."""
+    """For an eta of 0.6, omits the reduction of the predicted noise by the share of fresh noise."""
     return rows._replace(solver=rows.solver._replace(variance=rows.solver.variance + (0.6 * rows.solver.sigma) ** 2))
 
 
 def equal_stages(t, begin, end, restart, weights, remember):
-    """Gives the four stages of the Runge-Kutta start equal weights."""
+    """Gives equal weights to the four stages of the initial Runge-Kutta steps."""
     weights = weights.copy()
     weights[3:12:4, :4] = 1 / 4
     return t, begin, end, restart, weights, remember

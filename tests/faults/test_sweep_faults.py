@@ -75,7 +75,8 @@ def views(least, least_folder, tmp_path_factory):
         return {name: (abs(image - unshared[name]) > 1).mean() < 1e-3 for name, image in pictures(folder).items()}
 
     def files():
-        """Creates a file twice and returns the second outcome, the file's content, and all names."""
+        """Creates a file twice. Returns the outcome of the second attempt, the file's content, and the names of all
+        files."""
         where = store.Store(tmp_path_factory.mktemp("store"))
         where.create("a", b"1")
         try:
@@ -158,7 +159,7 @@ def without_a_count(write):
 
 
 def of_all_values(means):
-    """Computes each value's mean over the pictures of all values."""
+    """Computes the mean for each value over the pictures of all values."""
 
     def damaged(rows, y, x, values):
         return means([row | {x: value} for row in rows for value in values], y, x, values)

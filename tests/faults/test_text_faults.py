@@ -1,4 +1,5 @@
-"""Faults in reading prompts: tokenizers, textual inversion, bracketed weights, long prompts and the embedding cache."""
+"""Faults in reading prompts: tokenizers, textual inversions, bracketed weights, long prompts and the embedding
+cache."""
 
 import dataclasses
 import warnings

@@ -26,7 +26,8 @@ def pulled(folder, dtype=np.float32):
 
 
 def wrong_tensors():
-    """Returns tensors of text encoders, each with one wrong tensor, and the dtype to load them in."""
+    """Returns the tensors of several text encoders, with one wrong tensor in each, and the dtype in which to load
+    them."""
     sound, name = tiny.tensors(tiny.networks().text_encoder), "encoder.layers.0.mlp.fc1.weight"
     changed = {
         "missing": {},
@@ -41,7 +42,7 @@ def wrong_tensors():
 
 
 def written():
-    """Converts a small UNet back to tensors with torch's names and axes."""
+    """Converts a small UNet back to tensors with torch's names and order of axes."""
     net = tiny.networks(unet=tiny.UNET_1).unet
     paths = jax.tree_util.tree_leaves_with_path(tiny.filled(net))
     return {layout.torch_name(path): layout.to_torch(layout.flax_name(path), np.asarray(leaf)) for path, leaf in paths}

@@ -1,7 +1,7 @@
 """Views of the library's behaviour, and functions that insert a fault and compare a view with its expected values.
 
-A view computes arrays, numbers or strings. Its expected values are results of the original code (recorded in
-`tests/reference`), results of plain NumPy code, or its own values without the fault.
+A view computes arrays, numbers or strings. They are compared with recorded results of the original code (in
+`tests/reference`), with results of plain NumPy code, or with the view's own values without the fault.
 """
 
 import sys
@@ -53,7 +53,7 @@ class Fault(NamedTuple):
     damage: Damage
 
     def insert(self, monkeypatch: Any) -> None:
-        """Replaces the object, including in modules of the package that import it by name."""
+        """Replaces the object, also in the modules of the package that import it by name."""
         if isinstance(self.owner, Mapping):
             monkeypatch.setitem(self.owner, self.name, self.damage(self.owner[self.name]))
             return
@@ -102,7 +102,7 @@ class Views:
             return self.differs(fault.view)
 
     def wrong(self) -> set[str]:
-        """Returns the names of the views that differ from their expected values."""
+        """Returns the names of the views whose values differ from the expected ones."""
         return {name for name in self.views if self.differs(name)}
 
 

@@ -40,7 +40,7 @@ def test_tables_descend_and_start_without_memory(name, steps):
 
 @pytest.mark.parametrize("name", [name for name in REST if name != "TCD"])
 def test_multistep_tables_have_the_same_form(name):
-    """Replacing one scheduler by another then compiles nothing."""
+    """Replacing one scheduler with another therefore compiles nothing."""
 
     def form(table):
         return jax.tree.map(lambda leaf: (leaf.shape[1:], leaf.dtype), table)
@@ -171,7 +171,7 @@ def test_sampling_ends_at_x0_if_the_network_knows_it(name):
 
 
 def test_tcd_takes_eta_by_row():
-    """The etas are 0 (no noise), the default, and 1, for which the step goes to timestep 0 before it adds noise."""
+    """The etas are 0 (no noise), the default, and 1 (the step goes to timestep 0 before it adds noise)."""
     table, x = table_of("TCD", 4), np.ones((3, 2), np.float32)
     row = jax.tree.map(lambda column: column[1], table)
     assert row.solver.following == 499

@@ -1,4 +1,4 @@
-"""Semantic guidance: comparison with a NumPy oracle in float64, and invariants."""
+"""Semantic guidance: comparison with a float64 NumPy oracle, and invariants."""
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,7 @@ def test_supports_share_the_right_quantiles(support, threshold):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_counting_equals_sorting(dtype, monkeypatch):
-    """Both agree to the last bit at every rank, even among equal entries, zeros, infinities and NaN."""
+    """Counting and sorting agree to the last bit at every rank, even among equal entries, zeros, infinities and NaN."""
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
         values = np.abs(rng.standard_normal((6, 11, 5)) * 10.0 ** rng.integers(-30, 30, (6, 11, 5))).astype(dtype)
@@ -231,7 +231,8 @@ def test_gradients_equal_finite_differences():
 
 @pytest.mark.usefixtures("x64")
 def test_gradients_hold_the_mask_fixed():
-    """The threshold has no gradient, and the scale has one where the mask is open; at scale 0 it is open everywhere."""
+    """No gradient reaches the threshold. The scale has a gradient where the mask is open; at scale 0, the mask is open
+    everywhere."""
     preds = jax.tree.map(lambda p: jnp.asarray(p[0]), predictions(np.random.default_rng(16), 1, 1))
     settings = Edits.stack([[Edit("a", warmup=0)]])
 
@@ -368,7 +369,7 @@ def test_edit_accepts_numpy_numbers():
 
 
 def test_rescale_is_its_formula():
-    """Each row has its own share, and a share of 0 leaves the estimate exactly as it was."""
+    """Each row has its own rescale factor, and a factor of 0 leaves the estimate exactly as it was."""
     preds = jax.tree.map(lambda p: np.float32(p[0]), predictions(np.random.default_rng(0), 3, 1))
     shares = np.float32([0, 0.7, 1])
     plain, state = cfg(7.5).update(preds.uncond, optax.EmptyState(), preds)

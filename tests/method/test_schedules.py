@@ -135,7 +135,8 @@ def test_options_that_exclude_custom_timesteps(name, options, message):
 
 @pytest.mark.parametrize("options", [dpm(2, "heun"), dpm(3), dpm(2, algorithm="dpmsolver")])
 def test_a_step_between_equal_noise_levels_changes_nothing(options):
-    """The last step starts at timestep 0 and ends at the smallest training noise level, which is that of timestep 0."""
+    """The last step starts at timestep 0 and ends at the smallest training noise level, which belongs to timestep 0
+    too."""
     solver = scheduler("DPM", **options).table("smart27").solver
     assert solver.x_from_start[-1] == 1
     assert not solver.x_from_memory[-1].any()
@@ -146,7 +147,7 @@ CUSTOM = [name for name in tiny.SCHEDULERS if "PNDM" not in name]
 
 @pytest.mark.parametrize("name", CUSTOM)
 def test_custom_timesteps(name):
-    """Passing a number of steps, or the list of its timesteps, gives the same table."""
+    """Passing the list of a schedule's timesteps gives the same table as passing the number of steps."""
     family = scheduler(name, timestep_spacing="leading")
     by_number = family.table(8)
     timesteps = np.unique(by_number.timestep.astype(int))[::-1]

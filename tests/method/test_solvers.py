@@ -1,4 +1,4 @@
-"""Solvers against known values, and their order of convergence to a solution in closed form."""
+"""Solvers against known values, and the order at which they converge to a closed-form solution."""
 
 from functools import cache, partial
 
@@ -70,7 +70,7 @@ def solve(scheduler, steps, x, predict, draw=jnp.zeros, eta=0.0):
         # diffusers averages v over several calls, which is of first order; averages of epsilon are of second order.
         ("PNDM", {}, "v_prediction", 1),
         ("PNDM", {}, "sample", 2),
-        # Its order would be four, but its equation 9 replaces abar between timesteps by that of the nearest timestep.
+        # Its order would be four, but its equation 9 replaces abar between timesteps with that of the nearest timestep.
         ("PNDM, Runge-Kutta", {}, "epsilon", 2),
         ("Euler", {}, "epsilon", 1),
         ("Heun", {}, "epsilon", 2),
@@ -116,7 +116,8 @@ def test_order_of_convergence(name, options, prediction, order):
 )
 @pytest.mark.parametrize("name", [name for name in tiny.SCHEDULERS if "PNDM" not in name])
 def test_all_prediction_types_give_the_same_trajectory(name, spacing):
-    """The timesteps are integers. PNDM is excluded, because it averages different quantities."""
+    """The timesteps are integers. PNDM is excluded, because the quantities it averages depend on the prediction
+    type."""
     x, drawn = np.random.default_rng(0).standard_normal((2, 3, 2))
 
     def draw(shape):

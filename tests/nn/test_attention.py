@@ -57,7 +57,7 @@ def test_grouped_convolutions_on_cpus_equal_those_on_other_devices(inputs, paddi
     [("bfloat16", 8, 1, True), ("bfloat16", 8, 10**6, False), ("bfloat16", 6, 1, False), ("float32", 8, 1, False)],
 )
 def test_when_cudnn_is_used(monkeypatch, dtype, width, flash, used):
-    """A fake with cuDNN's arguments calls XLA, because not every machine has cuDNN."""
+    """Because not every machine has cuDNN, a stand-in takes cuDNN's arguments and calls XLA."""
     calls, original = [], jax.nn.dot_product_attention
 
     def fake(*args, implementation, **options):

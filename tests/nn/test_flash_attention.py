@@ -39,7 +39,8 @@ def both(monkeypatch, arrays, **options):
     [(40, 130, 77, "float32"), (40, 130, 77, "bfloat16"), (160, 64, 64, "float32"), (80, 256, 641, "float32")],
 )
 def test_kernel_equals_xla(monkeypatch, width, queries, keys, dtype):
-    """The numbers of positions are not multiples of a block or exceed one block, with and without masks."""
+    """Covers numbers of positions that are not multiples of the block size or exceed one block, with and without
+    masks."""
     qkv = arrays(width, queries, keys, dtype)
     tolerance = {"float32": 3e-6, "bfloat16": 0.01}[dtype]
     mask = jnp.arange(keys)[None] >= jnp.array([[0], [keys // 2], [keys - 1]])
@@ -99,7 +100,8 @@ def paella(attention):
 
 @pytest.mark.parametrize("build", [stable_diffusion, deepfloyd, paella])
 def test_networks_use_the_requested_implementation(monkeypatch, build):
-    """The networks have separate attentions to positions and text, or joint ones, with and without masks."""
+    """Covers networks with separate attention to positions and text, and with joint attention, with and without
+    masks."""
     monkeypatch.setattr(layers, "_FLASH", 1)
 
     def lowered(attention):

@@ -27,7 +27,7 @@ compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 
 
 @pytest.fixture(params=TOLERANCE)
 def near(request):
-    """Returns a function that compares an array with the recorded array of the same name, in either precision."""
+    """Returns a function that compares an array with the recorded array of that name, in float32 or float64."""
     dtype = request.param
 
     def check(ours, name):
@@ -116,7 +116,7 @@ def test_blocks(std, near):
 
 @pytest.mark.parametrize("path", cases.WIDE_BLOCKS)
 def test_blocks_with_the_published_width(path, near):
-    """The blocks are a convolution with a skip connection, a noise-level block, and an attention with 16 heads."""
+    """Covers a convolution block with a skip connection, a noise-level block, and an attention block with 16 heads."""
     block = at(Paella(PaellaConfig.from_dict(cases.WIDE)), path)
     x, skip, level, tokens = near.cast(*cases.wide_inputs(cases.WIDE_BLOCKS[path]))
     out = compiled(lambda block, x: block(x, block_inputs(level, tokens, skip)))(

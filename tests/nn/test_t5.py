@@ -29,7 +29,7 @@ def test_the_embedding_may_have_either_name():
 
 @pytest.mark.parametrize("ending", ["safetensors", "bin"])
 def test_the_embedding_may_have_both_names(tmp_path, ending):
-    """Published models with a decoder have both names."""
+    """Published models with a decoder store the embedding under both names."""
     module = T5EncoderModel(T5Config.from_dict(tiny.T5))
     tensors = tiny.tensors(module) | {"decoder.final_layer_norm.weight": np.ones(24, np.float32)}
 
@@ -66,8 +66,8 @@ def test_half_precision(dtype):
 
 
 def test_position_buckets():
-    """Of 12 buckets, the first six hold the distances 0, 1, 2, 3 to 5, 6 to 10, and more; the others are for later
-    keys."""
+    """Of 12 buckets, the first six hold the distances 0, 1, 2, 3 to 5, 6 to 10, and 11 or more; the others are for keys
+    after the query."""
     ahead = [0, 1, 2, 3, 3, 3, 4, 4, 4, 4, 4, 5, 5]
     table = buckets(13, 12, 20)
     assert table[-1, ::-1].tolist() == ahead
@@ -91,6 +91,6 @@ def test_unsupported_configs(option, value, message):
 
 
 def test_the_default_config_of_transformers_is_unsupported():
-    """The default config is that of the original T5, which has no gates."""
+    """The default config describes the original T5, which has no gates."""
     with pytest.raises(ValueError, match="feed_forward_proj=None"):
         T5Config.from_dict({})

@@ -1,10 +1,10 @@
 """Semantic guidance for DeepFloyd-IF's stages and the x4 upscaler, as plain torch loops.
 
-The loops use diffusers' networks and schedulers, and guide as `SemanticStableDiffusionPipeline` guides Stable
-Diffusion. diffusers has no semantic guidance for these pipelines. The paper's authors published one for the first
-stage, with two errors: its buffers have one entry per picture instead of one per concept, and it crashes if warm-ups
-differ. Like these loops, it guides the noise and takes the predicted variance from the prompt's prediction. Without
-edits, diffusers' pipelines do the same.
+The loops use diffusers' networks and schedulers, and apply the guidance of `SemanticStableDiffusionPipeline`. diffusers
+has no semantic guidance for these pipelines. The paper's authors published one for the first stage, with two errors:
+its buffers have one entry per picture instead of one per concept, and it crashes if warm-ups differ. Like these loops,
+it guides the noise and takes the predicted variance from the prompt's prediction. Without edits, diffusers' pipelines
+do the same.
 
 Arrays are NumPy arrays with channels last, and float64 inside `theirs.double`: pictures in [-1, 1], texts
 [batch, tokens, channels], noise [batch, height, width, channels]. The concept of an `Edit` is an array

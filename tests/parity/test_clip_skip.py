@@ -55,7 +55,8 @@ def test_states(skip, one):
 
 @pytest.mark.parametrize("skip", [0, 1, 2])
 def test_states_of_two_encoders(skip, xl):
-    """SDXL has no final layer norm on the states, and pools the last layer however many layers are skipped."""
+    """SDXL applies no final layer norm to the states, and pools the last layer no matter how many layers are
+    skipped."""
     ours, reference = xl
     with torch.no_grad():
         expected, _, pooled, _ = reference.encode_prompt(WORDS, device="cpu", clip_skip=skip)

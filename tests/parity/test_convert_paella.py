@@ -137,7 +137,7 @@ def test_with_the_text_encoders(source, byt5, openclip, tmp_path, to):
 
 
 def test_a_converted_folder_loads(tmp_path, one_device):
-    """It gives the same tokens as a folder that was written directly."""
+    """The converted folder gives the same tokens as a folder that was written directly."""
     models = paella.Models.build(**tiny.PAELLA_PARTS)
     tensors = {
         part: {name: torch.tensor(array) for name, array in tiny.tensors(module).items()}
@@ -175,7 +175,7 @@ def test_the_other_name_of_the_embedding(source, byt5, tmp_path):
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 def test_training_checkpoints(source, tmp_path, legacy):
-    """Both training scripts' checkpoints are read: the weights, or the moving average if the file has one."""
+    """Reads checkpoints of both training scripts: the weights, or their moving average if the file has one."""
     other = {key: tensor + 1 for key, tensor in tensors("prior").items()}
     files = {
         "paella_v3": {"iter": 3, "state_dict": tensors("denoiser"), "wandb_run_id": "x"},

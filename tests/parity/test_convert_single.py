@@ -1,4 +1,4 @@
-"""Single-file checkpoints that are pickles: they give the same weights as safetensors and never run code."""
+"""Checks that single-file checkpoints that are pickles give the same weights as safetensors and never run code."""
 
 import pytest
 

@@ -60,7 +60,8 @@ def both(tmp_path_factory, one_device):
 
 
 def on_small(shape, call=0):
-    """Returns the noise that our rows with `SEEDS` add to their small pictures. By default, all calls share it."""
+    """Returns the noise that our rows with `SEEDS` add to their small pictures. By default, all calls use the same
+    noise."""
     keys = [jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), SMALL), call) for seed in SEEDS]
     return np.stack([jax.random.normal(key, shape, precision()) for key in keys])
 

@@ -180,7 +180,7 @@ def member(module, name):
 
 
 def parts(config, *names):
-    """Yields parts of our UNet and torch's with the same random weights; other parameters have only shapes."""
+    """Yields parts of our UNet and torch's with the same random weights; other parameters have shapes but no values."""
     with torch.device("meta"):
         reference = diffusers.UNet2DConditionModel(**config)
     ours = UNet2DConditionModel(UNetConfig.from_dict(config))
@@ -194,7 +194,8 @@ def keys_and_values(block, text):
 
 
 def test_the_middle_block_of_if():
-    """In IF-I-XL, it has 2,816 channels in 44 heads, and the pooled text embedding has 4,096 in 64: together 1.7 GB."""
+    """In IF-I-XL, this block has 2,816 channels in 44 heads, and the pooled text embedding has 4,096 channels in 64
+    heads; together they need 1.7 GB."""
     (ours, middle), (pooling, pooled) = parts(IF_1_XL, "mid_block", "add_embedding")
     x, text, states = noise(2, 8, 8, 2816), noise(2, 77, 2816, seed=1), noise(2, 77, 4096, seed=2)
     time = pooled(torch.tensor(states))
@@ -204,7 +205,8 @@ def test_the_middle_block_of_if():
 
 
 def test_a_level_of_if():
-    """A level of 1,408 channels in 22 heads, down and up: seven resnets and attentions, and both resamplers."""
+    """Covers a level of 1,408 channels in 22 heads, both down and up: seven resnets and attentions, and both
+    resamplers."""
     (down, its_down), (up, its_up) = parts(IF_1_XL, "down_blocks.1", "up_blocks.2")
     time, text = noise(2, 2816, seed=1), noise(2, 77, 2816, seed=2)
     x = noise(2, 16, 16, 704)

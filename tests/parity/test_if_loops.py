@@ -172,7 +172,8 @@ def edits(channels):
 @pytest.mark.parametrize("case", edits(1))
 @pytest.mark.parametrize("name", RUNS)
 def test_edits(name, case):
-    """The guidance equals the oracle's for the same predictions; before it starts, states equal those without edits."""
+    """The guidance equals the oracle's for the same predictions. Before the guidance starts, states equal those without
+    edits."""
     chosen = edits(16 if name == "x4" else 24)[case]
     run = RUNS[name](steps=STEPS, guidance_scale=5.0, edits=chosen, momentum=(0.3, 0.6))
     plain = RUNS[name](steps=STEPS, guidance_scale=5.0)

@@ -1,4 +1,4 @@
-"""Other forms of adapters: merged weights equal those of LyCORIS and peft. All parameters are random."""
+"""Checks that merging other forms of adapters gives the weights of LyCORIS and peft. All parameters are random."""
 
 import pytest
 

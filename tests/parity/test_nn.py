@@ -248,7 +248,7 @@ def projected_text(block, context, parameters):
 
 
 def labels(config, batch):
-    """Returns noise levels up to the largest. Those embedded like timesteps may be fractions."""
+    """Returns noise levels up to the largest. Noise levels that are embedded like timesteps may be fractions."""
     if "num_class_embeds" in config:
         return np.arange(20)[-batch:].astype(np.int32)
     return np.linspace(0.5, 999, batch, dtype=precision()) if "class_embed_type" in config else None
@@ -289,7 +289,8 @@ NETWORKS = {
 @pytest.mark.parametrize("std", [1, 0.01])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_blocks(name, std):
-    """Compares every block of a network on its inputs within the network, and on those scaled to a small std."""
+    """Compares every block of a network, on the inputs that it has within the network and on the same inputs scaled to
+    a small std."""
     ours, theirs, inputs = NETWORKS[name]()
     errors = {}
     for name, block, arguments in calls(theirs, *inputs):
@@ -329,7 +330,7 @@ def compare_unets(config, size, std=1.0):
     return relative(jax.jit(type(ours).__call__)(ours, *args), last(theirs(*torch_inputs(*args)).sample))
 
 
-# The downsampling does not divide these sizes, except for IF, which needs divisible ones.
+# These sizes are not divisible by the downsampling factor, except for IF, which requires that.
 @pytest.mark.parametrize("tolerance", ["float32", "float64"], indirect=True)
 @pytest.mark.parametrize(
     ("name", "size"),
@@ -377,7 +378,7 @@ def test_text(config, tolerance):
 @pytest.mark.parametrize("tolerance", ["float32", "float64"], indirect=True)
 @pytest.mark.parametrize("end", [2, 57])
 def test_projected_text(tolerance, end):
-    """transformers finds the end token by its id, or with old configs as the largest id."""
+    """transformers finds the end token by its id; with old configs, it takes the token with the largest id."""
     config = tiny.TEXT_PROJECTED | {"eos_token_id": end}
     theirs = transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**config))
     ours, theirs = pair(clip.CLIPTextModelWithProjection(clip.CLIPTextConfig.from_dict(config)), theirs)
@@ -388,7 +389,7 @@ def test_projected_text(tolerance, end):
 @pytest.mark.parametrize("size", [12, 50])
 @pytest.mark.parametrize("tolerance", ["float32", "float64"], indirect=True)
 def test_t5(size, tolerance):
-    """The texts have padding on the right, on the left, and none; some are longer than the largest distance."""
+    """The texts have padding on the right, on the left, or not at all; some are longer than the largest distance."""
     ours, theirs = encoders(tiny.T5)
     ids = np.random.default_rng(0).integers(0, 60, (3, size)).astype(np.int32)
     mask = np.ones_like(ids)
@@ -412,7 +413,7 @@ def test_buckets(count, farthest):
 )
 @pytest.mark.parametrize("tolerance", ["float32", "float64"], indirect=True)
 def test_vision(options, tolerance):
-    """Patches of 5 pixels leave a border of the 12 x 12 pictures, patches of 3 do not."""
+    """Patches of 5 pixels leave a border of the 12 x 12 pictures uncovered; patches of 3 pixels do not."""
     ours, theirs = visions(VISION | options)
     pixels = noise(3, 12, 12, 3)
     assert relative(jax.jit(type(ours).__call__)(ours, pixels), theirs(first(pixels)).pooler_output) < tolerance
@@ -444,7 +445,7 @@ def rename(file):
 
 @pytest.mark.parametrize("size", [(9, 8), (14, 20), (23, 9), (12, 21)])
 def test_tiled_decoding(size):
-    """The tiles have 8 positions, and some at the right and bottom have fewer."""
+    """The tiles are 8 positions wide and high, and some at the right and bottom are smaller."""
     ours, theirs = pair(
         vae.AutoencoderKL(vae.AutoencoderConfig.from_dict(tiny.VAE)), diffusers.AutoencoderKL.from_config(tiny.VAE)
     )

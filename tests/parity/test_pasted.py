@@ -1,4 +1,4 @@
-"""Real torch objects in code that was written for diffusers."""
+"""Passes real torch objects to our pipelines, as code that was written for diffusers does."""
 
 import inspect
 

@@ -1,7 +1,7 @@
 """Variants of Stable Diffusion and SDXL against diffusers: distilled networks, smaller UNets, and EDM training.
 
-Each has a small twin with random weights. The tests compare the latents after every call and the pictures of calls
-without edits, and for Stable Diffusion 1.x also the recorded arrays of a call with edits.
+A small network with random weights represents each variant. For calls without edits, the tests compare the pictures and
+the latents after every call. For Stable Diffusion 1.x, they also compare the recorded arrays of a call with edits.
 """
 
 import pytest
@@ -124,7 +124,7 @@ def test_the_lora_of_lcm(naming, tmp_path, one_device):
 
 
 def plain(folder, reference, device, call, **options):
-    """Checks that both libraries give the same latents and pictures without edits, from the same noise."""
+    """Checks that without edits, both libraries give the same latents and pictures from the same noise."""
     steps, scale, their_scale, eta = call
     ours = sega_jax.load(folder, devices=device, dtype="float32", **options)
     shape, seen, expected = ours.latent_shape(), [], []
@@ -188,5 +188,5 @@ def test_the_embedding_of_the_guidance_scale():
             scales = np.array([1.0, 1.7, 7.5, 15.0])
             expected = embed(None, torch.tensor(scales) - 1, embedding_dim=channels, dtype=torch.float64)
             np.testing.assert_allclose(guidance_embedding(scales, channels), expected, atol=1e-9)
-            # In float32, the rounding of a frequency changes the phase at the largest scale by 1e-3.
+            # At the largest scale, rounding a frequency to float32 changes the phase by 1e-3.
             np.testing.assert_allclose(guidance_embedding(scales.astype(np.float32), channels), expected, atol=3e-3)

@@ -26,7 +26,7 @@ CALL = {"prompt": ["a cat", "dog", "e", "no"], "num_inference_steps": 4, "editin
 
 
 def cosines(checker, pixels):
-    """Returns the cosines with the concepts of special care, and with all other concepts."""
+    """Returns the cosines with the special-care concepts, and those with all other concepts."""
     with torch.no_grad():
         pictures = checker.visual_projection(checker.vision_model(pixels)[1])
         both = checker.special_care_embeds, checker.concept_embeds
@@ -98,7 +98,7 @@ def both(tmp_path_factory, one_device):
 
 @pytest.mark.parametrize("size", [(16, 16), (16, 24)])
 def test_pictures(size, both):
-    """Two pictures are flagged, the second only because of special care."""
+    """Two pictures are flagged, the second only because it matches a special-care concept."""
     ours, reference = both
     call = CALL | dict(zip(("height", "width"), size, strict=True))
     latents = noise(4, *ours.pipeline.latent_shape(*size), seed=2)

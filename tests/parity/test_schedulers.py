@@ -1,4 +1,5 @@
-"""Every scheduler against its diffusers twin: timesteps, and complete trajectories in float64 for fixed outputs."""
+"""Every scheduler against its counterpart in diffusers: timesteps, and complete trajectories in float64 for fixed
+network outputs."""
 
 import pytest
 
@@ -307,7 +308,7 @@ def test_a_first_beta_of_zero(name):
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_timesteps_of_many_numbers_of_steps(name, spacing, offset):
-    """Timesteps equal diffusers', except that it appends -1 for some numbers of trailing steps, such as 61."""
+    """Timesteps equal those of diffusers, which also appends -1 for some numbers of trailing steps, such as 61."""
     config = {"_class_name": name, "skip_prk_steps": True, "timestep_spacing": spacing, "steps_offset": offset}
     expected = scheduler(config)
     every = 1 if name in ("DDIMScheduler", "PNDMScheduler") else 37
@@ -320,7 +321,7 @@ def test_timesteps_of_many_numbers_of_steps(name, spacing, offset):
         expected.set_timesteps(steps)
         timesteps = from_config(config).table(steps).timestep
         their_timesteps = [t for t in expected.timesteps.tolist() if t > -1 or name not in WITH_BETAS]
-        # diffusers interpolates timesteps between those of the training from float32 logarithms of sigma.
+        # diffusers interpolates between the training timesteps, using float32 logarithms of sigma.
         np.testing.assert_allclose(timesteps, their_timesteps, rtol=1e-6, atol=3e-3 if "KDPM2" in name else 1e-5)
 
 
@@ -387,7 +388,7 @@ EXCHANGED = [
 @pytest.mark.parametrize("saved", [True, False])
 @pytest.mark.parametrize(("source", "target"), EXCHANGED)
 def test_exchange(source, target, saved):
-    """Changing the class of an object or of a saved config keeps the same options as in diffusers."""
+    """Changing the class of a scheduler object or of a saved config keeps the options that diffusers keeps."""
     betas = {key: SD[key] for key in ("beta_start", "beta_end", "beta_schedule")}
     before = getattr(diffusers, source)(**betas if source in WITH_BETAS else {})
     config = json.loads(before.to_json_string()) if saved else before
@@ -402,7 +403,7 @@ def test_exchange(source, target, saved):
     options = as_scheduler(target, as_scheduler(config).config).options
     expected = getattr(diffusers, target).from_config(json.loads(before.to_json_string()) if saved else before.config)
     for key, value in options.items():
-        # A saved config of another class may have null, which means the default.
+        # A saved config of another class may contain null, which means the default.
         default_or_value = FAMILIES[target].defaults[key] if expected.config[key] is None else expected.config[key]
         assert value == (tuple(default_or_value) if isinstance(value, tuple) else default_or_value), key
 
@@ -412,7 +413,7 @@ RESPACING = [name for name, family in FAMILIES.items() if "use_karras_sigmas" in
 
 @pytest.mark.parametrize("target", [name for name in RESPACING if "KDPM2" not in name])
 def test_smallest_and_largest_sigma_of_another_class(target):
-    """diffusers' classes read both from another class's config, even if they have no such options themselves."""
+    """diffusers' classes read both sigmas from another class's config, even if they have no such options themselves."""
     ends = {"sigma_min": 0.01, "sigma_max": 9.0, "use_karras_sigmas": True}
     source = diffusers.EulerDiscreteScheduler(beta_schedule="scaled_linear", **ends)
     expected = getattr(diffusers, target).from_config(source.config)

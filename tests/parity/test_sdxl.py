@@ -1,7 +1,7 @@
 """Stable Diffusion XL against diffusers with the same noise.
 
-The tests compare networks and pictures with diffusers' pipelines, and edits with a plain torch loop that calls its
-UNet.
+The tests compare networks and pictures with diffusers' pipelines, and edits with a plain torch loop that calls
+diffusers' UNet.
 """
 
 import pytest
@@ -51,7 +51,8 @@ EDITS = {
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory, one_device):
-    """Returns a function that loads both pipelines; `zeros` decides whether zeros replace a missing negative prompt."""
+    """Returns a function that loads both pipelines. Its argument `zeros` decides whether zeros replace a missing
+    negative prompt."""
     folder = tmp_path_factory.mktemp("xl")
 
     @functools.cache
@@ -210,7 +211,7 @@ def check_diffusers_call(both, call):
 
 @pytest.mark.parametrize("strength", [0.3, 1.0])
 def test_start_from_a_picture(strength, both):
-    """A start from pictures equals diffusers' img2img pipeline, with sizes and negative prompts."""
+    """Starting from pictures gives the results of diffusers' img2img pipeline, also with sizes and negative prompts."""
     ours, others = both()
     reference = diffusers.StableDiffusionXLImg2ImgPipeline(**others.components, add_watermarker=False)
     reference.set_progress_bar_config(disable=True)

@@ -1,4 +1,5 @@
-"""Single files: diffusers converts ours to the right names and shapes at full size, and to the right weights."""
+"""Checks that diffusers converts our single files to the right names and shapes at full size, and to the right weights
+for small networks."""
 
 import pytest
 

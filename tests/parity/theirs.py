@@ -74,7 +74,7 @@ def renamed(module, name):
 
 
 def pair(ours, theirs):
-    """Fills both modules with the tensors of `tiny`."""
+    """Fills our module and torch's with the same tensors from `tiny`."""
     same_names(ours, theirs)
     tensors = {name: tiny.values(f"module.{name}", shape) for name, shape in leaves(ours).items()}
     theirs.load_state_dict({name: torch.tensor(tensors[renamed(ours, name)]) for name in theirs.state_dict()})
@@ -109,7 +109,7 @@ def double():
 
 
 def inject(scheduler, draw) -> None:
-    """Makes a scheduler use `draw(call)` as its fresh noise, [batch, height, width, channels]."""
+    """Makes a scheduler use `draw(call)`, an array [batch, height, width, channels], as its fresh noise."""
     step, calls = scheduler.step, itertools.count()
     module = importlib.import_module(type(scheduler).__module__)
 
@@ -123,7 +123,8 @@ def inject(scheduler, draw) -> None:
 
 
 def start(pipeline, seeds, latents):
-    """Makes a diffusers img2img pipeline start from the given latents, and sample the posterior as our rows do.
+    """Makes a diffusers img2img pipeline start from the given latents and sample the autoencoder's posterior as our
+    rows do.
 
     Returns:
         A context manager that restores the pipeline.
@@ -141,7 +142,7 @@ def stretch(scheduler, steps) -> None:
     """Makes a scheduler always use the given number of steps.
 
     diffusers' semantic pipeline records one row per step and crashes if there are more calls than steps. With this
-    scheduler, the call can ask for as many steps as there are calls.
+    scheduler, the caller can request as many steps as there are calls.
     """
     set_timesteps = scheduler.set_timesteps
 
@@ -153,7 +154,8 @@ def stretch(scheduler, steps) -> None:
 
 
 def fresh(seeds, shape):
-    """Returns a function from a call's index to the noise [rows, *shape] that our rows with the given seeds draw."""
+    """Returns a function that maps a call's index to the noise [rows, *shape] that our rows with the given seeds
+    draw."""
     keys = [jax.random.key(seed) for seed in seeds]
     return lambda i: np.stack([jax.random.normal(jax.random.fold_in(key, i), shape, precision()) for key in keys])
 

@@ -120,7 +120,8 @@ def test_low_memory_keeps_one_network_at_a_time(stages, first, second, upscaler,
 
 @pytest.mark.parametrize("output", ["pil", "uint8", "float", "latent"])
 def test_pictures_that_are_not_finite_in_one_stage(whole, output):
-    """Such pictures are missing from the result even if later stages give finite ones; others are unaffected."""
+    """Such pictures are missing from the result even if later stages make finite ones from them; other pictures are
+    unaffected."""
 
     def broken(pipe):
         def call(**options):
@@ -209,7 +210,7 @@ def test_an_unsupported_safety_checker_is_warned_about(tmp_path, first):
 
 @pytest.fixture
 def captions(monkeypatch):
-    """Replaces the module that cleans captions, and lists the texts that are passed to it."""
+    """Replaces the module that cleans captions, and returns a list to which it adds the texts that it receives."""
     asked = []
     module = types.ModuleType("captions")
     module.clean = lambda text: asked.append(text) or "cleaned"

@@ -29,7 +29,8 @@ def _fast_garbage_collection():
 
 @pytest.fixture(scope="module")
 def files(first, second, upscaler, tmp_path_factory):
-    """Writes a LoRA for each stage (the first also changes the text encoder), and a word for the upscaler."""
+    """Writes a LoRA for each stage (the first LoRA also changes the text encoder), and a textual inversion for the
+    upscaler."""
     where = tmp_path_factory.mktemp("adapters")
     save_file(
         {"<toy>": np.random.default_rng(3).standard_normal((2, 16)).astype(np.float32)}, where / "toy.safetensors"

@@ -48,7 +48,8 @@ def never(*paths):
 
 
 def published(folder):
-    """Adds half-precision weights, and files that are never read: other precisions, pickles, other libraries."""
+    """Adds half-precision weights, and files that are never read: other precisions, pickles, and other libraries'
+    files."""
     for path in [*folder.rglob("*.safetensors")]:
         half = {name: array.astype(np.float16) for name, array in load_file(path).items()}
         save_file(half, path.with_suffix(".fp16.safetensors"), {"format": "pt"})
@@ -85,7 +86,7 @@ def repositories(tmp_path_factory):
 
 
 class Hub(dict):
-    """A `snapshot_download` of several repositories, each with its own commit."""
+    """A stand-in for `snapshot_download` with several repositories, each of which has its own commit."""
 
     def __call__(self, repo_id, **options):
         return self[repo_id](repo_id, **options)

@@ -8,7 +8,7 @@ from sega_jax.pipelines.texts import joined_branches
 
 
 def test_cached_embeddings_depend_on_the_layer(small, compilations):
-    """All layers share a program, and each has its own embeddings in any order of calls."""
+    """All layers share a program, but each has its own cached embeddings, whatever the order of calls."""
     fresh = Pipeline(**small.components)
     layers = [fresh.encode("a hat", clip_skip=skip).states for skip in (1, 2)]
     programs = len(compilations)

@@ -1,4 +1,4 @@
-"""Replacing the schedulers and networks of pipelines, and sharing their compiled programs."""
+"""Replacing schedulers and networks of pipelines, and sharing compiled programs between pipelines."""
 
 import json
 import types
@@ -143,7 +143,8 @@ def test_defaults_of_another_class_are_not_adopted(own):
 
 
 def test_a_class_name_in_place_of_an_unsupported_scheduler(small_folder, tmp_path, one_device):
-    """Options that only the unsupported scheduler has are ignored; a class works like its name."""
+    """Options that only the unsupported scheduler has are ignored. Passing a class is equivalent to passing its
+    name."""
     (tmp_path / "other").mkdir()
     for path in small_folder.iterdir():
         if path.name != "scheduler":
@@ -347,7 +348,7 @@ def test_schedulers_that_need_a_predicted_variance(own):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "calls"), [("Heun", 5), ("PNDM, Runge-Kutta", 13)])
 def test_warm_ups_count_calls(own, name, calls):
-    """Both schedulers need more model calls than steps, and diffusers fails with them."""
+    """Both schedulers need more model calls than steps; diffusers' semantic pipeline fails with them."""
     own.scheduler = tiny.SCHEDULERS[name]
     steps = 3 if name == "Heun" else 4
     out = own("cat", Edit("a", warmup=calls - 1, threshold=0), steps=steps, output="latent", record=True)

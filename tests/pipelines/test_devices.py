@@ -130,7 +130,7 @@ def test_more_calls_compile_nothing(on, compilations):
 
 @pytest.mark.slow
 def test_compiled_ahead_of_time(on, compilations):
-    """The programs for fewer concepts are included; several devices do not report their memory."""
+    """Covers the programs for fewer concepts. The compile report contains no memory if there are several devices."""
     pipe = on(2)
     report = pipe.compile(["a", "b"], [Edit("", warmup=0, cooldown=2)], steps=STEPS, output="latent")
     assert [program.concepts for program in report.programs if program.name == "advance"] == [1, 0]
@@ -157,7 +157,7 @@ def test_flat_trees_equal_their_trees(on, count, compilations):
 
 
 def test_only_the_used_calls_of_a_chunk_are_fetched(on, monkeypatch):
-    """On the devices, the arrays of a record have the length of a chunk."""
+    """On the devices, a record's arrays are as long as a chunk, even if the chunk uses fewer calls."""
     gather, fetched = Devices.gather, []
 
     def count(devices, tree, rows=None):

@@ -17,7 +17,7 @@ from sega_jax.systems.registry import systems
 
 
 def test_every_argument_of_diffusers_has_advice():
-    """Each argument exists here, or an error advises what to write instead."""
+    """Each argument either exists here or raises an error that says what to write instead."""
     known = {name for system in systems().values() for name in arguments(system.call)}
     theirs = {*arguments(TextToImageArguments), *arguments(SDXLTextToImageArguments)}
     assert theirs <= known | set(ARGUMENTS)

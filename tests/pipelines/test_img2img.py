@@ -88,7 +88,7 @@ def test_calls_after_compile_compile_nothing(small, compilations):
 
 @pytest.mark.slow
 def test_the_distribution_of_latents(small):
-    """Over many keys, the latents of one picture have the mean and deviation that the encoder predicts."""
+    """Over many keys, the latents of one picture have the mean and standard deviation that the encoder predicts."""
     picture = jnp.asarray(BYTES[:1] / np.float32(127.5) - 1)
     mean, logvar = small.models.vae.encode(picture)
     scale = small.models.vae.config.scaling_factor

@@ -1,4 +1,4 @@
-"""Invalid calls are rejected before anything runs, natively and in the diffusers interface."""
+"""Invalid calls are rejected before anything runs, both in our own interface and in diffusers'."""
 
 import jax
 import jax.numpy as jnp

@@ -162,7 +162,7 @@ def test_a_muted_block_emits_nothing(caught):
 
 
 def test_warnings_of_a_pipeline(small, caught):
-    """A failing call and a prepared call each warn once, at their own lines."""
+    """A call that fails and a call that is only prepared each warn once, at the line of the call."""
     edits = ["a", "a"]
     with pytest.raises(ValueError, match="replay has shape"):
         small("cat", edits, steps=2, strict=False, replay=[[0.0]])

@@ -1,4 +1,4 @@
-"""Replacing a checkpoint's networks by separately published ones: folders, single files, repositories."""
+"""Replacing a checkpoint's networks with separately published ones from folders, single files and repositories."""
 
 import json
 import shutil
@@ -150,7 +150,7 @@ def test_the_text_encoder_of_a_complete_clip(small_folder, small, other, expecte
 
 
 def test_repositories(small_folder, small, other, expected, tmp_path, monkeypatch):
-    """The source is the repository of a network or of a checkpoint, or a folder or file in one."""
+    """The source is the repository of a network or of a checkpoint, or else a folder or file in such a repository."""
     client = Stub(other / "vae", tmp_path / "cache")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", client)
     (other / "vae" / "diffusion_pytorch_model.bin").write_bytes(b"x")

@@ -1,4 +1,4 @@
-"""Noise as an argument: it replaces the noise that a call draws from its seeds, and a record stores it."""
+"""The argument `noise`, which replaces the noise that a call draws from its seeds, and the noise in records."""
 
 import dataclasses
 
@@ -33,7 +33,7 @@ def relative(found, expected):
 
 
 def again(pipe, out, initial, **call):
-    """Repeats a call with different seeds and with the noise that the first call drew."""
+    """Repeats a call with different seeds, but with the noise that the first call drew."""
     call = call | {"steps": STEPS, "seed": OTHERS, "noise": out.record.noise, "progress": False}
     return pipe(["cat", "dog"], EDIT, **call, **initial).images
 

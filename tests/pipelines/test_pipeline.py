@@ -58,7 +58,7 @@ def added(record, row, edits, momentum_scale=0.1, momentum_beta=0.4):
 
 
 def by_hand(x, guided, steps=STEPS):
-    """Runs DDIM with the given noise estimates [calls, ...]."""
+    """Runs DDIM by hand with the given noise estimates [calls, ...]."""
     betas = np.linspace(tiny.DDIM["beta_start"] ** 0.5, tiny.DDIM["beta_end"] ** 0.5, 1000) ** 2
     bars, stride = np.cumprod(1 - betas), 1000 // steps
     for i, estimate in enumerate(guided):
@@ -149,7 +149,8 @@ LONG = "a b c d e f g h i j k l m n"
 
 
 def test_truncated_texts_keep_the_end_token_and_warn(small, run):
-    """Covers row 5 of the table of differences: in diffusers, they lose it, and one long prompt breaks a batch."""
+    """Covers row 5 of the table of differences: in diffusers, truncated texts lose the end token, and one long prompt
+    breaks a batch."""
     with pytest.warns(UserWarning, match="reads 12 tokens; cut from the end of 'a b c .*: 'k l m n") as caught:
         long = run([LONG, "dog"])
     assert caught[0].filename == __file__
@@ -347,7 +348,8 @@ def test_the_diffusers_interface_equals_the_native_call(run, face):
 
 
 def test_embeddings_of_concepts_are_not_mixed(face, small):
-    """Covers row 3 of the table of differences: with more than one prompt, diffusers mixes them."""
+    """Covers row 3 of the table of differences: with more than one prompt, diffusers mixes up the concepts'
+    embeddings."""
     words, embeddings = face(), small.encode(["a", "b"])
     options = {"editing_prompt": None}
     assert np.array_equal(face(editing_prompt_embeddings=embeddings, **options).images, words.images)
@@ -434,7 +436,8 @@ def test_keys_of_other_generators_draw_rows_independently(run):
 
 
 def test_rescaling_does_not_change_the_edits(run, compilations):
-    """Guidance is rescaled before the edits are added, so entries without edits equal those of a call without them."""
+    """Guidance is rescaled before the edits are added, so entries that no edit changes equal those of an unedited
+    call."""
     default = run()
     compilations.clear()
     assert np.array_equal(run(guidance_rescale=0.0).images, default.images)

@@ -40,7 +40,7 @@ def test_saving_and_loading(vectors, tmp_path, dtype):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_replay_in_any_dtype(small, vectors, dtype):
-    """Replayed on its own picture, guidance equals the edit up to the rounding of its dtype."""
+    """Replaying guidance on the picture it was recorded from equals the edit, up to rounding in the record's dtype."""
     edited = small("cat", Edit("a", warmup=0, threshold=0.5), steps=STEPS, output="latent").images
     again = small("cat", replay=vectors[0].astype(dtype), steps=STEPS, output="latent").images
     precision = float(jnp.finfo(dtype).eps)
@@ -49,7 +49,7 @@ def test_replay_in_any_dtype(small, vectors, dtype):
 
 @pytest.mark.slow
 def test_arithmetic(small, vectors):
-    """At the first call, where all see the same picture, the effect of guidance is linear."""
+    """At the first call, where all runs see the same latents, the effect of guidance is linear."""
 
     def moved(replay):
         out = small("dog", replay=replay, steps=1, seed=3, output="latent").images

@@ -21,8 +21,8 @@ CALLS = {
     "name", [name if name == "paella" else pytest.param(name, marks=pytest.mark.slow) for name in CALLS]
 )
 def test_replay_gives_the_edited_picture(name, request):
-    """Paella's tokens are equal. Other states differ by rounding, because guidance is added in a different order.
-    Replaying zeros gives the picture without edits, which differs."""
+    """Paella's tokens are equal. The results of other families differ by rounding, because guidance is added in a
+    different order. Replaying zeros gives the unedited picture, which differs from the edited one."""
     pipe, call = request.getfixturevalue(name), {"prompt": "cat", "steps": 4, "seed": 3} | CALLS[name]
     edited = pipe(edits=EDITS, record=True, **call)
     guidance = edited.record.sem_guidance
@@ -39,7 +39,7 @@ def test_replay_gives_the_edited_picture(name, request):
 
 @pytest.mark.slow
 def test_replay_in_the_diffusers_interface_of_paella(paella):
-    """The first axis of its records is calls. A record may end with zeros."""
+    """The first axis of its records is the call. A record may end with zeros."""
     face = SemanticPaellaPipeline.from_pipe(paella)
     call = {"prompt": "cat", "num_inference_steps": 4, "seed": 3, "output_type": "latent"}
     concepts = {"editing_prompt": ["glasses"], "edit_warmup_steps": 0, "edit_threshold": 0.5}

@@ -41,7 +41,7 @@ def test_a_saved_pipeline_loads_bit_for_bit(name, request, tmp_path):
 
 @pytest.mark.slow
 def test_half_precision_new_words_and_the_safety_checker(recorded_pipe, tmp_path):
-    """The current state of a pipeline is saved, and saving again changes nothing."""
+    """Saves the current state of a pipeline. Loading the result and saving it again changes nothing."""
     checked = recorded_pipe("sd1_checked")
     assert isinstance(checked.safety, Safety)
     vectors = np.random.default_rng(0).standard_normal((2, 16)).astype(np.float32)

@@ -28,7 +28,7 @@ INPUTS = {
     "latents": _noise(4, 2, 6, 9, 4),
 }
 
-# Small UNets of two levels for DeepFloyd-IF and the x4 upscaler, and inputs for T5.
+# Small UNets of two levels for DeepFloyd-IF and the x4 upscaler, and input tokens for T5.
 _IF = {
     "block_out_channels": [12, 16],
     "layers_per_block": 1,
@@ -56,7 +56,7 @@ CAPTIONS[:, 0] = tiny.TEXT["bos_token_id"]
 
 
 def unet_inputs(name):
-    """Returns x, whose sides are even, timesteps, texts, and noise levels or None."""
+    """Returns x (with even height and width), timesteps, texts, and the noise levels or None."""
     config, labels = UNETS[name]
     width = config.get("encoder_hid_dim") or config["cross_attention_dim"]
     return _noise(11, 2, 4, 6, config["in_channels"]), INPUTS["timestep"], _noise(12, 2, 7, width), labels

@@ -43,7 +43,7 @@ def paella_inputs(name):
     return rng.integers(0, 20, (batch, *size)), np.array([1.0, 0.37], np.float32)[-batch:]
 
 
-# {path: input channels} for each kind of block of Paella.
+# {path: input channels}, for each kind of block in Paella's denoiser.
 BLOCKS = {
     "down_blocks.0.0": 8,
     "down_blocks.0.1": 8,
@@ -97,7 +97,7 @@ SAMPLERS = {
     | {"reverse_editing_direction_c": True, "edit_threshold_c": 0.8, "edit_momentum_scale": 0.5},
     "quantised": {"steps": 4, "renoise_steps": 3, "mode": "quant"},
 }
-# Inputs of the prior: two text embeddings, and the noise for its start and for each of its 60 calls.
+# Inputs of the prior: two text embeddings, the initial noise, and the noise for each of the prior's 60 calls.
 IMAGINED = (_noise(31, 2, 12), _noise(32, 61, 2, 12))
 
 

@@ -2,9 +2,9 @@
 
     pip install -e ".[parity]" && python tests/reference/record.py
 
-It writes `tests/reference/*.npz` (float32, channels last) and `xl_*.txt`, which list the names and shapes of all
-tensors of Stable Diffusion XL base. The stored files were made with torch 2.13.0, diffusers 0.42.1 and transformers
-5.23.0 on a CPU. The weights come from `tests/support/tiny.py`, the inputs from `cases.py` in this folder.
+The script writes `tests/reference/*.npz` (float32, channels last), and the files `xl_*.txt`, which list the names and
+shapes of all tensors of Stable Diffusion XL base. The stored files were made with torch 2.13.0, diffusers 0.42.1 and
+transformers 5.23.0 on a CPU. The weights come from `tests/support/tiny.py`, the inputs from `cases.py` in this folder.
 """
 
 import functools
@@ -216,7 +216,7 @@ def xl():
 def xl_names():
     """Yields each network and the list of its tensors, with the names in published files.
 
-    The first text encoder's names there start with "text_model.", which transformers 5 leaves out.
+    In those files, the first text encoder's names start with "text_model.", which transformers 5 leaves out.
     """
     kinds = {
         "text_encoder": lambda c: transformers.CLIPTextModel(transformers.CLIPTextConfig(**c)),

@@ -2,12 +2,12 @@
 
     python tests/reference/record_cuda_noise.py FOLDER
 
-It needs an NVIDIA GPU and torch, but not diffusers. For the seeds of the three pictures, it writes `SEED.npy` (float32
-[1, 64, 64, 4], channels last, 64 KB each) and the digests. It then compares them with the noise in the library, which
-this script recorded on an H200 with torch 2.11. `sega-jax verify MODEL --noise FOLDER` reads the folder.
+The script needs an NVIDIA GPU and torch, but not diffusers. For the seeds of the three pictures, it writes `SEED.npy`
+(float32 [1, 64, 64, 4], channels last, 64 KB each) and the digests. It then compares them with the noise in the
+library, which this script recorded on an H200 with torch 2.11. `sega-jax verify MODEL --noise FOLDER` reads the folder.
 
-In diffusers 0.14, `prepare_latents` called `randn_tensor` with the shape (1, 4, 64, 64), the dtype of the text
-embeddings, which was float32, and a generator on the GPU, which drew the noise at once. This script does the same.
+In diffusers 0.14, `prepare_latents` called `randn_tensor` with the shape (1, 4, 64, 64), the text embeddings' dtype
+float32, and a generator on the GPU, which drew all the noise in a single operation. This script does the same.
 """
 
 import sys

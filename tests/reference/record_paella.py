@@ -1,6 +1,7 @@
 """Records results of Paella's public code on small networks, for tests that run without torch.
 
-It needs four public repositories of pure Python, which are not packages, each checked out at the commit named here:
+The script needs four public repositories of pure Python, each checked out at the commit listed here. They cannot be
+installed as packages.
 
     github.com/dome272/Paella            e1ab72b8aa7b22def24dafd51805aed84be52ed9  the denoiser, its sampler, the VQGAN
     github.com/pabloppp/Arroz-Con-Cosas  075298406c283a9e82630112736a6bdb0124b563  the prior and its sampler
@@ -11,11 +12,11 @@ It needs four public repositories of pure Python, which are not packages, each c
 
 The command writes `paella_float32.npz` and `paella_float64.npz` (channels last). It also builds the classes at their
 published sizes, and lists the name and shape of every tensor in `paella_v3.txt`, `vqgan_f4.txt` and `prior_v1.txt`. The
-weights come from `tests/support/tiny.py`, because the classes' initial weights would hide errors in most of the
-networks, and the inputs from `paella.py` in this folder. The stored files were made with torch 2.13.0 on a CPU.
+inputs come from `paella.py` in this folder, and the weights from `tests/support/tiny.py`, because the classes' initial
+weights would hide errors in most of the networks. The stored files were made with torch 2.13.0 on a CPU.
 
 The denoiser's public code has two versions; this script runs the one with re-weighted attention. The samplers use the
-random numbers of `paella.py` instead of torch's: they draw the token with the largest sum of logit and Gumbel noise.
+random numbers of `paella.py` instead of torch's: they choose the token with the largest sum of logit and Gumbel noise.
 """
 
 import contextlib
@@ -48,7 +49,7 @@ def load(path, name):
 def load_classes(paella, arroz, tools, i2p):
     """Returns the classes of the three networks, the function that replaces attention layers, and the samplers.
 
-    Other imports of the repositories are replaced by mocks.
+    The repositories' other imports are replaced with mocks.
     """
     for name in ("torchtools", "torchtools.nn", "arroz"):
         sys.modules[name] = ModuleType(name)
@@ -85,7 +86,7 @@ def filled(net):
 
 
 def first(array):
-    """Converts an array to a tensor with channels first, and floats to the default dtype."""
+    """Converts an array to a tensor with channels first. Floats are cast to the default dtype."""
     array = np.moveaxis(array, -1, 1) if array.ndim == 4 else array
     return torch.tensor(array, dtype=torch.get_default_dtype() if array.dtype.kind == "f" else None)
 
@@ -167,7 +168,7 @@ def prior(net):
 
 
 class Watched:
-    """A denoiser that records every grid that it is called with, in the branch of the prompt."""
+    """A denoiser that records the prompt branch's grid in every call."""
 
     def __init__(self, net):
         self.net, self.grids, self.num_labels = net, [], net.num_labels
@@ -224,7 +225,7 @@ def imagined(classes, samplers):
 
 @contextlib.contextmanager
 def precision(dtype):
-    """Sets torch's default dtype, which also replaces the float32 of `Tensor.float`."""
+    """Sets torch's default dtype, and makes `Tensor.float` use that dtype instead of float32."""
     torch.set_default_dtype(dtype)
     with mock.patch.object(torch.Tensor, "float", lambda self: self.to(dtype)):
         yield

@@ -27,8 +27,8 @@ assert transformers.CLIPTokenizer
 def stop(source, folder):
     """Stops conversions at random moments and returns {name: (exit code, folders left under that name)}.
 
-    The conversions are forked from a process that opens no array itself, because TensorStore forbids forking after
-    that.
+    The conversions are forked from a process that opens no array itself, because TensorStore forbids forking after an
+    array has been opened.
     """
 
     def start(dest):
@@ -36,7 +36,7 @@ def stop(source, folder):
         child = os.fork()
         if not child:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            gc.disable()  # JAX has a callback for collections, and Python ignores an interrupt within one
+            gc.disable()  # Python ignores an interrupt within JAX's callback for garbage collections
             main([str(source), str(dest)], standalone_mode=False)
             os._exit(0)
         while not dest.with_name(f".{dest.name}.sega-jax-partial").exists() and not dest.exists():
@@ -48,7 +48,7 @@ def stop(source, folder):
         return status, sorted(path.name for path in folder.iterdir() if dest.name in path.name)
 
     def start_and_stop(dest, number, share):
-        """Stops a conversion after a fraction of its usual time; tries again if it had already finished."""
+        """Stops a conversion after a fraction of its usual time, and retries if the conversion had already finished."""
         for _ in range(20):
             child = start(dest)
             time.sleep(seconds * share())

@@ -1,4 +1,4 @@
-"""Which packages of the library import which, and the diagram of it in `sega_jax/README.md`.
+"""Determines which packages of the library import which, and draws the import diagram in `sega_jax/README.md`.
 
 `python tests/support/architecture.py` writes the diagram into that page.
 """
@@ -51,7 +51,7 @@ def imported(package: str) -> set[str]:
 
 
 def direct(edges: dict[str, set[str]]) -> list[tuple[str, str]]:
-    """Returns the imports that do not follow from others, because a diagram of all imports is unreadable."""
+    """Returns the imports that are not implied by others. A diagram of all imports would be unreadable."""
 
     def reached(package: str) -> set[str]:
         return edges[package].union(*(reached(other) for other in edges[package]))

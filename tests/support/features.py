@@ -1,4 +1,4 @@
-"""A table with a cell for every feature and family, which says whether the feature works or how it is refused.
+"""A table with a cell for every feature and family. A cell says that the feature works or how it is refused.
 
 The table has four parts: the arguments of calls, other features, the settings of sweeps, and the options of the shell.
 """

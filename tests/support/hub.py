@@ -8,7 +8,7 @@ NAME, COMMIT = "owner/tiny", "c" * 40
 
 
 class Stub:
-    """Replaces `snapshot_download`: it copies the matching files of a folder to a cache, or raises `error`.
+    """A stand-in for `snapshot_download` that copies the matching files of a folder to a cache, or raises `error`.
 
     With `offline`, it returns the snapshot that was copied before.
     """

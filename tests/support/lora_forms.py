@@ -50,7 +50,7 @@ def loha_tucker(rng, shape, rank=3):
 
 
 def halves(size):
-    """Returns two factors of a size that are as close as possible, the smaller first."""
+    """Factorises a size into two factors that are as close as possible, and returns the smaller one first."""
     first = next(n for n in range(int(size**0.5), 0, -1) if size % n == 0)
     return first, size // first
 

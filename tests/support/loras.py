@@ -1,4 +1,4 @@
-"""LoRAs for the small networks in every supported naming, and the weights after merging them."""
+"""LoRAs for the small networks in every supported naming scheme, and the expected weights after a merge."""
 
 import jax
 import numpy as np

@@ -1,4 +1,5 @@
-"""Text files of tensor names and shapes, one per line. Names that differ only in a number share one: {first..last}."""
+"""Text files of tensor names and shapes, one per line. Names that differ only in a number share one line, in which
+{first..last} replaces the number."""
 
 import itertools
 import re

@@ -1,4 +1,4 @@
-"""Stubs of the torch objects that code written for diffusers uses, and a hub of small checkpoints."""
+"""Stubs of the torch objects that are used in code written for diffusers, and a hub of small checkpoints."""
 
 import shutil
 from pathlib import Path

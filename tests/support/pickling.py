@@ -19,7 +19,8 @@ MAGIC = 0x1950A86A20F9469CFC6C
 
 
 class Legacy(list):
-    """The storages of a file from before torch 1.6; the file marks each storage as not being a view of another one."""
+    """The storages of a file in the format of torch < 1.6, which marks each storage as not being a view of another
+    one."""
 
     views = (None,)
 

@@ -11,8 +11,8 @@ A section is a heading of level 2. Its blocks run in the order of the text, its 
     text    output; nothing runs
 
 A `sh` block that creates an environment (`-m venv`) is a set-up block, and `.ci/run` runs it. `.ci/run` also contains
-the other commands from `.venv/`, such as the tiers of tests. Installing JAX for an accelerator is skipped. Everything
-else runs. Unknown languages and programs are errors, so that nothing is skipped without notice.
+the README's other commands from `.venv/`, such as those that run the tiers of tests. Installing JAX for an accelerator
+is skipped. Everything else runs. Unknown languages and programs are errors, so that nothing is skipped without notice.
 
 Only the standard library is used, since `.ci/run` starts with this script.
 """
@@ -98,7 +98,7 @@ def blocks(text: str) -> list[Block]:
 
 
 def kind(command: str) -> str:
-    """Says where a command outside set-up blocks runs: "run" is in this script, "ci" in `.ci/run`, "accelerator"
+    """Returns where a command outside set-up blocks runs: "run" means in this script, "ci" in `.ci/run`, "accelerator"
     nowhere.
 
     Raises:

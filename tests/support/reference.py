@@ -53,7 +53,8 @@ def module_names() -> list[str]:
 
 
 def exports(package: ModuleType) -> list[str]:
-    """Returns the public classes and functions of a package, including those that it imports at their first use."""
+    """Returns the public classes and functions of a package, including those that the package imports only when they
+    are first used."""
     names = [name for name in dict.fromkeys([*vars(package), *dir(package)]) if not name.startswith("_")]
     return sorted((name for name in names if is_ours(getattr(package, name))), key=lambda name: place(package, name))
 
@@ -112,7 +113,8 @@ def document_class(cls: type) -> None:
 
 
 def undecorated(function: Any) -> Any:
-    """Returns the function inside a decorator of `sega_jax.method.arguments`, with the signature that it sets."""
+    """Returns the function inside a decorator of `sega_jax.method.arguments`, with the signature that the decorator
+    sets."""
     if not (inspect.isfunction(function) and hasattr(function, "__wrapped__") and hasattr(function, "__signature__")):
         return function
     inner = function.__wrapped__
@@ -123,7 +125,8 @@ def undecorated(function: Any) -> Any:
 
 
 def document_pipelines() -> list[str]:
-    """Documents `Pipeline` with the arguments that all families share, and each family's class with its own.
+    """Documents `Pipeline` with the arguments that all families share, and each family's class with that family's
+    arguments.
 
     Returns:
         The names of the classes. `sega_jax.pipelines.pipeline` then contains them.
@@ -146,7 +149,7 @@ def document_pipelines() -> list[str]:
 
 
 def markdown(text: str) -> str:
-    """Converts a docstring to Markdown. Its asterisks, as in [batch, *space], are literal, and examples are code."""
+    """Converts a docstring to Markdown. Asterisks, as in [batch, *space], stay literal, and examples become code."""
     lines = text.splitlines()
     for i, line in enumerate(lines):
         if not line.startswith("    ") or lines[i - 1].endswith((":", ".", ",", ";")):
@@ -192,7 +195,7 @@ def build(folder: Path) -> None:
 
 
 def polished(text: str) -> str:
-    """Removes decorators whose effect the signature shows, empty lists, and the path of this checkout."""
+    """Removes decorators whose effect is visible in the signature, empty lists, and the path of this checkout."""
     text = re.sub(r'<div class="decorator decorator-(takes|declared_by)">.*?</div>', "", text)
     text = re.sub(r"<h2>Submodules</h2>\s*<ul>\s*</ul>", "", text)
     return text.replace(str(ROOT), "sega_jax")

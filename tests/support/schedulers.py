@@ -1,4 +1,4 @@
-"""Schedulers with Stable Diffusion's betas, and options of DPM-Solver and UniPC."""
+"""Configs of schedulers with Stable Diffusion's betas, and combinations of options for DPM-Solver and UniPC."""
 
 import numpy as np
 

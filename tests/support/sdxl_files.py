@@ -65,6 +65,6 @@ def peft(part, name):
 
 
 def kohya_original(part, name):
-    """Names the UNet's layers as in the original repository, as kohya's scripts do."""
+    """Gives the UNet's layers the names of the original repository, as kohya's scripts do."""
     names = unet_names(UNet2DConditionModel(UNetConfig.from_dict(UNET)))
     return kohya(part, names[f"{name}.weight"].removesuffix(".weight") if part == "unet" else name)

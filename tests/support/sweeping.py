@@ -1,7 +1,7 @@
 """Reads the folders of sweeps, and runs the workers of a sweep in separate processes.
 
-`python sweeping.py FOLDER WORKER WORKERS [RENAMES]` runs a worker. With RENAMES, the worker kills itself before it
-renames more than the given number of pictures and records.
+`python sweeping.py FOLDER WORKER WORKERS [RENAMES]` runs a worker. With RENAMES, the worker kills itself before
+renaming more than this number of pictures and records.
 """
 
 import os
@@ -53,7 +53,8 @@ def make_pictures(plan, pipe):
 
 
 def run_and_crash(plan, folder, pipe, renames):
-    """Runs a plan and raises SystemExit after `renames` pictures and records, which imitates a process that dies."""
+    """Runs a plan and raises SystemExit after renaming `renames` pictures and records, to imitate a process that
+    dies."""
     replace, left = os.replace, iter(range(renames))
 
     def crash(source, target):

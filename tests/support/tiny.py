@@ -1,8 +1,8 @@
 """Writes small checkpoints of all families in diffusers layout, without torch.
 
 Every tensor is drawn from a generator that is seeded with the tensor's name, so a test and the script that recorded its
-reference use the same numbers. No tensor is zero or the identity, which could hide errors: scales are 1 + 0.1 N, biases
-0.1 N, a safety checker's thresholds 0.6 + 0.06 N, embeddings N, and other weights N / sqrt(fan in).
+expected results use the same numbers. No tensor is zero or the identity, which could hide errors: scales are 1 + 0.1 N,
+biases 0.1 N, a safety checker's thresholds 0.6 + 0.06 N, embeddings N, and other weights N / sqrt(fan in).
 """
 
 import copy
@@ -38,7 +38,7 @@ UNET = {
     "cross_attention_dim": 16,
     "norm_num_groups": 4,
 }
-# Options of SD 2.x and others: a list of head counts, linear projections, and several layers.
+# Options of SD 2.x and other models: a list of head counts, linear projections, and several layers.
 UNET_2 = UNET | {
     "attention_head_dim": [1, 2, 3],
     "use_linear_projection": True,
@@ -115,7 +115,7 @@ UNET_1 = UNET | {
     "down_block_types": ["CrossAttnDownBlock2D"],
     "up_block_types": ["CrossAttnUpBlock2D"],
 }
-# Attention in the middle block only.
+# Only the middle block has attention.
 UNET_0 = UNET_1 | {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}
 VAE = {
     "_class_name": "AutoencoderKL",
@@ -246,7 +246,8 @@ X4_UNET_2 = X4["unet"] | {
     "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
     "only_cross_attention": [True, False],
 }
-# The most common schedulers with Stable Diffusion's betas, and PNDM also with its default start, Runge-Kutta.
+# The most common schedulers with Stable Diffusion's betas. PNDM is listed without and with its default Runge-Kutta
+# start.
 SCHEDULERS = {
     "DDIM": DDIM,
     "PNDM": PNDM,
@@ -262,7 +263,7 @@ SCHEDULERS = {
     },
     "UniPC": {"_class_name": "UniPCMultistepScheduler", **SD_BETAS},
 }  # fmt: skip
-# The other schedulers. Only fast tests use them, because those above cover the common code.
+# The other schedulers. Only fast tests use them, because the schedulers above cover the common code.
 FURTHER = {
     "KDPM2": {"_class_name": "KDPM2DiscreteScheduler", **SD_BETAS},
     "KDPM2 ancestral": {"_class_name": "KDPM2AncestralDiscreteScheduler", **SD_BETAS},
@@ -538,7 +539,7 @@ def t5_tokenizer(folder: Path) -> None:
 
 
 def spiece(folder: Path, extra: int = 0) -> None:
-    """Replaces the tokenizer.json of a T5 tokenizer by a spiece.model, with `extra` additional special tokens."""
+    """Replaces the tokenizer.json of a T5 tokenizer with a spiece.model that has `extra` additional special tokens."""
     from transformers.convert_slow_tokenizer import import_protobuf
 
     pieces = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
@@ -559,8 +560,8 @@ def spiece(folder: Path, extra: int = 0) -> None:
 def thresholds(special: np.ndarray, concepts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns thresholds for a safety checker's cosines [pictures, n] that flag the first and second pictures.
 
-    The second is flagged only because a concept of special care lowers the other thresholds. The third is equally near
-    to a concept, but not to one of special care. No other picture is near a concept.
+    The second is flagged only because a special-care concept lowers the other thresholds. The third is equally near to
+    an ordinary concept, but to no special-care concept. No other picture is near a concept.
     """
     care, near = np.full(special.shape[1], 2, np.float32), np.full(concepts.shape[1], 2, np.float32)
     for least, cosines, picture, beyond in (

@@ -1,4 +1,5 @@
-"""Tests sweeps of cascades: each stage has its own plan and is loaded once, and the pictures equal a cascade's."""
+"""Tests sweeps of cascades: each stage has its own plan and is loaded once, and the pictures equal those of a
+cascade."""
 
 import shlex
 
@@ -99,7 +100,7 @@ def test_stages_have_their_own_settings(stages, cascade, loaded, tmp_path):
 
 @pytest.mark.slow
 def test_edits_guide_the_listed_stages(stages, cascade, tmp_path):
-    """Common prefixes are shared within each stage."""
+    """An edit guides only the stages that it lists. Common prefixes are shared within each stage."""
     edited = [["stage1"], ["stage2"], ["stage1", "stage2"]]
     plan = planned(ablation_of(stages, seed=[0], edited=edited, **{"hat.scale": [4, 8]}))
     # All points without edits in the first stage share one picture of that stage.
@@ -245,7 +246,7 @@ def test_a_cascade_accepts_no_pipeline(stages, first, tmp_path):
 
 @pytest.mark.slow
 def test_first_stage_lora_changes_second_stage_text(stages, tmp_path, one_device):
-    """The stages of a cascade share their encoded text."""
+    """The stages of a cascade share the encoded text, which a LoRA of the first stage may change."""
     rng = np.random.default_rng(0)
     shapes = {"lora_A": (2, tiny.T5["d_model"]), "lora_B": (tiny.T5["num_heads"] * tiny.T5["d_kv"], 2)}
     layer = "text_encoder.encoder.block.0.layer.0.SelfAttention.q"

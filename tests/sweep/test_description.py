@@ -1,4 +1,4 @@
-"""Tests the description of sweeps: files, objects, points, draws, and the errors of invalid sweeps."""
+"""Tests the description of sweeps: files, objects, points, random draws, and errors for invalid sweeps."""
 
 import json
 
@@ -138,7 +138,7 @@ def test_draws_are_independent_of_each_other():
 
 
 def test_draws_do_not_change_between_versions():
-    """Plans that were saved by earlier versions depend on the draws."""
+    """The random draws must stay the same, because plans that earlier versions saved depend on them."""
     assert drawn(2) == [(0.9556987358846211, 3, "c"), (0.9564233676753604, 6, "c")]
 
 

@@ -1,4 +1,5 @@
-"""Tests sweeps of families other than Stable Diffusion: with shared prefixes, pictures equal those of single calls."""
+"""Tests sweeps of families other than Stable Diffusion: pictures made with shared prefixes equal those of single
+calls."""
 
 import shlex
 
@@ -57,7 +58,8 @@ def repeated(picture):
 
 @pytest.mark.slow
 def test_sdxl(least_xl_folder, least_xl, tmp_path):
-    """Each picture has its own size conditioning. There is no negative prompt, which differs from an empty one."""
+    """Each picture has its own size conditioning. The negative prompt is missing, which is not the same as an empty
+    one."""
     plan = plan_of(least_xl_folder, original_size=[[16, 16], [64, 32]])
     rows = check(plan, tmp_path / "sweep", least_xl)
     assert {row["original_size"] for row in rows} == {"16,16", "64,32"}
@@ -75,7 +77,7 @@ def test_sdxl_distinguishes_no_and_an_empty_negative_prompt(least_xl_folder):
     )
     plan = sweep.plan(ablation, sweep.Facts.of(ablation), rows=2)
     assert sweep.Plan.from_json(plan.to_json()) == plan
-    # They are in different batches, since one call cannot have both.
+    # The pictures are in different batches, since one call cannot have both.
     assert [len(batch.points) for batch in plan.batches] == [1, 1]
 
 
@@ -154,7 +156,7 @@ def pictures(tmp_path_factory):
 
 
 def family(name, request):
-    """Returns a checkpoint's folder and pipeline, and an axis of four values."""
+    """Returns a checkpoint's folder, its pipeline, and an axis of the sweep with four values."""
     pipe = request.getfixturevalue(name)
     if name in ("first", "second"):
         folder = request.getfixturevalue("stages")["stage1" if name == "first" else "stage2"]

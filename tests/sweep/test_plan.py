@@ -105,7 +105,7 @@ SETTINGS = {
 
 
 def files_of(folder):
-    """Writes a picture and two adapters, and returns the settings that name them."""
+    """Writes a picture and two adapters, and returns the settings that contain their paths."""
     paths = [folder / file for file in ("picture.png", "style.safetensors", "cat.bin")]
     Image.new("RGB", (16, 16)).save(paths[0])
     for path in paths[1:]:
@@ -158,7 +158,7 @@ def steps_of(batch):
 
 def test_points_are_grouped_into_batches():
     """Batches of a program are consecutive. A batch has one program, scheduler and number of steps. The last batch is
-    padded, or has fewer rows if that needs less padding."""
+    padded, or the program's batches have fewer rows if that needs less padding."""
     sweep = sweep_of(seed=range(5), steps=[11, 20], edits=[["glasses"], ["beard"], ["glasses", "beard"]])
     planned = plan(sweep, FACTS, rows=4, share=False)
     assert [(b.program.concepts, steps_of(b), b.program.rows, len(b.points)) for b in planned.batches] == [
@@ -252,11 +252,11 @@ def shared(described, /, **axes):
 
 def test_fewest_evaluations_with_sharing():
     eight = {"a.scale": [2, 4, 6, 8], "a.threshold": [0.8, 0.9]}
-    # Eight settings of one concept that is warm from call 10 on: the first 10 calls are made once.
+    # Eight settings of one concept that is warm from call 10 on: the first 10 calls are made only once for all of them.
     assert shared({"a": {"warmup": 10}}, **eight) == (8 * 150, 10 * 3 + 8 * 40 * 3)
     # The same holds for each seed.
     assert shared({"a": {"warmup": 10}}, seed=range(5), **eight) == (5 * 1200, 5 * 990)
-    # There are two concepts, which cool down at call 25.
+    # Here, there are two concepts, which cool down at call 25.
     two = {"a": {"warmup": 10, "cooldown": 25}, "b": {"warmup": 10, "cooldown": 25}}
     assert shared(two, **eight) == (8 * 200, 10 * 4 + 8 * (15 * 4 + 25 * 2))
     # The pictures depart at several calls: the trunk extends to the last departure.

@@ -67,7 +67,7 @@ def test_a_late_departure_changes_pictures(least, least_folder, monkeypatch):
 
 
 def test_resuming_after_a_crash(least, least_folder, tmp_path):
-    """A run that crashes in the second of two batches and is resumed gives bit-identical pictures."""
+    """If a run crashes in the second of two batches and is resumed, the pictures are bit-identical."""
     plan = planned(least_folder, True)
     expected, _ = make_pictures(plan, least)
     run_and_crash(plan, tmp_path, least, 15)

@@ -1,4 +1,4 @@
-"""Tests running sweeps: after crashes, interruptions and lack of memory, every picture exists once and is the same."""
+"""Tests running sweeps: after crashes, interruptions and lack of memory, every picture exists once and is unchanged."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +37,7 @@ def done(plan, least, tmp_path_factory):
 
 
 def test_pictures_equal_those_of_a_call_with_the_same_batch(done, plan, least):
-    """A call of the pipeline with the rows of a batch gives the same bits."""
+    """Calling the pipeline with the rows of a batch gives the same pictures, bit for bit."""
     rows = {row["name"]: row for row in records(done)}
     for batch in plan.batches:
         points = [plan.point(i) for i in batch.points]
@@ -98,7 +98,7 @@ class Crash(BaseException):
     ],
 )
 def test_resuming_after_a_crash(done, plan, least, tmp_path, monkeypatch, renames, batches):
-    """A run may crash before it renames any of the pictures or records."""
+    """The run crashes after it has renamed a given number of pictures and records."""
     count, replace = iter(range(renames)), os.replace
 
     def crash(source, target):
@@ -116,7 +116,7 @@ def test_resuming_after_a_crash(done, plan, least, tmp_path, monkeypatch, rename
 
 
 def test_resuming_after_ctrl_c(done, plan, least, tmp_path, monkeypatch):
-    """The batch before the interrupted one is written in full."""
+    """The batch before the interrupted one is written completely."""
     make, count = SharedRun.make, iter(range(2))
 
     def interrupted(*args):

@@ -95,7 +95,7 @@ def repeated(picture):
 
 
 def test_starting_from_pictures(folder, pipe, files, tmp_path):
-    """Each row of a batch has its own picture, whose path is relative to the sweep's folder."""
+    """Each row of a batch starts from its own picture, whose path is relative to the sweep's folder."""
     plan = planned(folder, files, image=["16-0.png", "16-1.png"], call={"strength": 0.7})
     assert all(batch.calls == 4 and batch.shares for batch in plan.batches)
     assert max(len(batch.points) for batch in plan.batches) == 4
@@ -239,7 +239,7 @@ def test_families_without_adapters(paella_folder, files):
 
 
 def test_changed_files_are_noticed(folder, pipe, files, tmp_path):
-    """A changed file changes the names of a new plan, and an earlier plan cannot run with it."""
+    """A changed file changes the pictures' names in new plans, and earlier plans refuse to run with it."""
     image = tmp_path / "a.png"
     Image.open(files / "16-0.png").save(image)
     plan = planned(folder, tmp_path, call={"image": "a.png"})
@@ -275,7 +275,7 @@ def test_names_do_not_depend_on_the_paths_of_files(folder, files, tmp_path):
 
 @pytest.mark.slow
 def test_changing_adapters_takes_the_planned_evaluations(folder, pipe, files, tmp_path):
-    """This also holds for cool-downs, whose programs are prepared again after each change of adapters."""
+    """This also applies to programs for cool-downs, which are prepared again after each change of adapters."""
     plan = planned(folder, files, grid={"lora": ["a.safetensors", "b.safetensors"], "hat.cooldown": [5]})
     sweeping = running._Run(plan, sweep.Folder(tmp_path), Pipeline(**pipe.components))
     sweeping.folder.begin(plan)
@@ -317,7 +317,7 @@ def test_info_repeats_pictures_without_edits(folder, pipe, tmp_path, monkeypatch
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     ablation = sweep.Sweep(model={"source": str(folder)}, call={"prompt": "a cat", "steps": 2}, grid={"seed": [3, 4]})
     sweep.run(sweep.plan(ablation, sweep.Facts.of(ablation), 1), tmp_path / "out", pipe, progress=False)
-    # A report also works without axes of edits.
+    # A report also works if no axis varies an edit.
     assert "<figure" in sweep.report(sweep.Results(tmp_path / "out"))
     row = records(tmp_path / "out")[0]
     command = repeated(tmp_path / "out" / row["file"])

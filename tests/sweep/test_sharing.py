@@ -1,5 +1,5 @@
-"""Tests shared prefixes with the guidance itself: pictures made from a shared trunk and from only the predictions that
-they need are equal, bit for bit, to pictures made separately."""
+"""Tests shared prefixes with the guidance itself: pictures that start from a shared trunk, and for which only the
+needed predictions are computed, are equal, bit for bit, to pictures made separately."""
 
 from functools import cache, partial
 

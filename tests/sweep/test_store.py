@@ -1,4 +1,5 @@
-"""Tests a sweep's files, in folders and at addresses: they are complete or absent, and created only once."""
+"""Tests a sweep's files, in local folders and at remote addresses: each is either complete or absent, and created only
+once."""
 
 import json
 import os
@@ -52,7 +53,7 @@ def test_a_file_is_created_once(any_store):
 
 
 def test_stores_accept_any_folder_name(tmp_path, monkeypatch):
-    """A folder may have any name, and stays the same if the process changes its working directory."""
+    """A folder may have any name. A store keeps using the same folder if the process changes its working directory."""
     monkeypatch.chdir(tmp_path)
     for name in ("a::b", "[1]*", "file:c"):
         store = Store(name)
@@ -102,7 +103,7 @@ def test_a_failed_write_leaves_no_files(tmp_path, monkeypatch):
 
 
 def test_creating_files_without_links(tmp_path, monkeypatch):
-    """A bucket mounted as a folder has no links."""
+    """File systems without hard links, such as a bucket mounted as a folder, are supported."""
 
     def link(*_):
         raise PermissionError

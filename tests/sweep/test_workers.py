@@ -43,7 +43,7 @@ def test_other_workers_finish_a_killed_workers_share(plan, done, tmp_path, worke
     processes += [sweeping.start(tmp_path, worker, workers) for worker in range(2, workers + 1)]
     output = [process.communicate()[0].decode() for process in processes]
     assert [process.returncode for process in processes] == [-9] + [0] * (workers - 1), output
-    # The killed worker's unfinished file stays until the next run.
+    # The file that the killed worker was writing stays until the next run.
     (left,) = [path for path in (tmp_path / "pictures").iterdir() if path.name.startswith(".")]
     assert sweep.run(plan, tmp_path).done == 12
     assert not left.exists()
@@ -111,7 +111,7 @@ def where(tmp_path):
 
 @pytest.mark.slow
 def test_shares_of_live_workers_are_not_taken(where):
-    """A share is taken when its worker no longer renews the lease."""
+    """A share is taken only when its worker no longer renews the lease."""
     other, unfinished = Alive(where, 2), {2}
     taken = []
     with Leases(where, 0, 3, patience=1) as mine:
@@ -127,7 +127,7 @@ def test_shares_of_live_workers_are_not_taken(where):
 
 
 def test_leases_of_ended_local_processes_are_stale(where, monkeypatch):
-    """If the process ran on this machine and has ended, other workers do not wait."""
+    """Other workers do not wait for the lease of a process that ran on this machine and has ended."""
     Alive(where, 1, host=leases.host(), process=2**22 + 1)
     unfinished = {1}
     with Leases(where, 0, 3, patience=100) as mine:

@@ -1,4 +1,4 @@
-"""Text conditioning: the pytrees, their repr, indexing, files and joining."""
+"""Text conditioning as pytrees: repr, indexing, saving to files, and joining."""
 
 import json
 

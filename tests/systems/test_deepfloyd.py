@@ -156,7 +156,7 @@ def test_rows_are_independent(first):
 
 @pytest.mark.slow
 def test_types_of_low_resolution_pictures(second):
-    """Pictures may be PIL images, uint8 arrays or floats, and one for all rows or one for each row."""
+    """Pictures may be PIL images, uint8 arrays or float arrays. There is one for all rows, or one for each row."""
     call = partial(second, ["cat", "dog"], seed=[1, 2], **LATENT)
     expected = call(image=BYTES).images
     for image in (list(BYTES), [Image.fromarray(one) for one in BYTES], tuple(Image.fromarray(one) for one in BYTES)):
@@ -174,7 +174,7 @@ def test_types_of_low_resolution_pictures(second):
 
 @pytest.mark.slow
 def test_noise_levels_do_not_recompile(second, compilations):
-    """Each row has its own level, and new levels compile nothing."""
+    """Each row may have its own level, and new levels compile nothing."""
     call = partial(second, ["cat", "cat"], seed=[1, 1], image=BYTES[0], **LATENT)
     call()
     compilations.clear()
@@ -329,7 +329,7 @@ def test_networks_of_another_type(stages, first, pipe):
 
 
 def test_components_of_another_stage_are_rejected(first, second):
-    """The settings for low-resolution pictures are also checked."""
+    """Covers networks, and the settings for low-resolution pictures."""
     other = first.models._replace(unet=second.models.unet)
     with pytest.raises(ValueError, match="takes a low-resolution picture, but DeepFloyd-IF's first stage takes none"):
         Pipeline(**first.components | {"models": other})

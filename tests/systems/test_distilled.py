@@ -22,7 +22,7 @@ def lcm(tmp_path_factory, one_device):
 
 @pytest.mark.slow
 def test_edits_start_from_the_empty_text_at_the_same_scale(lcm):
-    """The base is the prompt's prediction at any scale, because the scale is an input of the network."""
+    """At every guidance scale, the base is the prompt's prediction, because the scale is an input of the network."""
     x = np.random.default_rng(0).standard_normal((2, *lcm.latent_shape())).astype(np.float32)
     scales, edit = [2.0, 8.0], Edit("glasses", scale=5.0, threshold=0.8, warmup=0)
     out = lcm("a cat", edit, images_per_prompt=2, guidance_scale=scales, latents=x, record=True, **STEP)

@@ -1,4 +1,4 @@
-"""Input pictures look as in a viewer, whatever their mode and however they are passed in."""
+"""Input pictures look the same as in a picture viewer, whatever their mode and however they are passed in."""
 
 import numpy as np
 import pytest

@@ -33,7 +33,7 @@ def family():
 
 @pytest.fixture
 def folder(family, tmp_path, monkeypatch):
-    """Writes a checkpoint of the toy family and returns its folder."""
+    """Writes a checkpoint of the toy family, and returns the checkpoint's folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     rng, folder = np.random.default_rng(0), tmp_path / "toy"
     scheduler = {"_class_name": "DDIMScheduler", "clip_sample": False}
@@ -196,7 +196,7 @@ def test_toy_argument_is_a_shell_option_and_in_png_metadata(folder, tmp_path):
 
 @pytest.mark.slow
 def test_new_argument_is_supported_everywhere(family, folder, tmp_path):
-    """A new field of a call is checked and documented, and the shell, sweeps and PNG metadata support it."""
+    """A newly declared argument is checked and documented, and the shell, sweeps and PNG metadata support it."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
     class NewCall(toy_family.ToyCall):
@@ -273,7 +273,7 @@ def test_register_rejects_invalid_families(change):
 
 @pytest.mark.slow
 def test_cascade_with_other_stage_names(stages, tmp_path, monkeypatch):
-    """A cascade's stages may have other names than DeepFloyd-IF's."""
+    """The stages of a cascade may have names that differ from those of DeepFloyd-IF."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     own = deepfloyd.STAGE_1._replace(name="mine", title="my first stage", stages={"refine": deepfloyd.STAGE_2})
     register(own)

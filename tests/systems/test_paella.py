@@ -1,4 +1,5 @@
-"""Paella's sampler, prior and pipeline: comparison with the public samplers and a plain loop, rows, padding, errors."""
+"""Paella's sampler, prior and pipeline: comparisons with the public samplers and a plain loop, rows, padding, and
+errors."""
 
 import json
 import operator
@@ -204,7 +205,7 @@ def test_rows_are_independent(pipe):
 
 @pytest.mark.slow
 def test_finished_concepts_are_not_predicted(pipe, compilations):
-    """Programs that were compiled ahead omit concepts that have cooled down; the tokens stay the same."""
+    """Programs that were compiled ahead of time omit concepts that have cooled down; the tokens stay the same."""
     prepared, call = Pipeline(**pipe.components), {"edits": EDITS[1:] * 2, "seed": 3} | TOKENS
     report = prepared.compile("dog", [Edit("", warmup=0, cooldown=2)] * 2, **TOKENS)
     assert [program.concepts for program in report.programs if program.name == "advance"] == [2, 0]
@@ -240,7 +241,8 @@ def without_words(pipe):
 @GATE
 @pytest.mark.slow
 def test_conditioning_of_the_branches(pipe):
-    """Only the prompt has a picture embedding and an influence; a prompt given as ByT5 states has no CLIP embedding."""
+    """Only the prompt's branch has a picture embedding and an influence. A prompt given as ByT5 states has no CLIP
+    embedding."""
     rows, records = {"steps": 2, "record": True, "output": "tokens", "seed": 5}, {}
     for name, value in (("plain", (1, 1)), ("influenced", (1.2, 0.4))):
         records[name] = pipe("a cat", ["hat"], influence=value, **rows).record
@@ -273,7 +275,7 @@ def test_initial_tokens(pipe):
     call = {"steps": 6, "renoise_steps": 6, "choice": "argmax", "output": "tokens", "seed": 1}
     drawn = pipe("cat", tokens=tokens, **call, callback=lambda _, __, grid: grids.append(grid)).images
     assert drawn.dtype == np.int32
-    # After the first call a sixth of the tokens are drawn, and the others are initial tokens again.
+    # After the first call, a sixth of the tokens have been drawn, and the others are initial tokens again.
     assert (grids[0] == tokens).sum() > 8
     np.testing.assert_array_equal(
         pipe("cat", seed=5, **TOKENS).images, pipe("cat", seed=5, tokens=start(pipe, 5), **TOKENS).images

@@ -198,7 +198,8 @@ def test_invalid_size_conditioning(name, pipe, small):
 
 @pytest.mark.slow
 def test_default_size_conditioning(pipe):
-    """The defaults are the (height, width) of the picture and no crop. Each size and its order matter."""
+    """The default sizes are the picture's (height, width), and the default is no crop. Each size matters, and so does
+    the order of height and width."""
     call = CALL | {"height": 24, "width": 16}
     plain = pipe(**call).images
     sizes = {"original_size": (24, 16), "crops_top_left": (0, 0), "target_size": (24, 16)}
@@ -269,7 +270,7 @@ def test_embeddings_replace_words(pipe):
 
 @pytest.mark.slow
 def test_several_devices(folder, pipe):
-    """Rows with their own words, sizes and edits give bit-identical pictures on two devices and on one."""
+    """Rows with different texts, sizes and edits give bit-identical pictures on two devices and on one."""
     both = sega_jax.load(folder, devices=jax.local_devices()[:2])
     rows = {
         "prompt": ["a cat", "dog"],
@@ -285,7 +286,8 @@ def test_several_devices(folder, pipe):
 
 @pytest.mark.slow
 def test_concepts_that_have_cooled_down(pipe, compilations):
-    """Programs that were compiled ahead predict fewer concepts; the pictures are the same except for rounding."""
+    """Programs that were compiled ahead of time predict fewer concepts; the pictures are the same except for
+    rounding."""
     call = CALL | {"edits": [Edit("hat", warmup=0, cooldown=1)], "steps": 12}
     expected = pipe(**call).images
     other = sega_jax.Pipeline(**pipe.components)

@@ -109,7 +109,7 @@ def test_missing_negative_prompt_stays_zeros(pipe):
 
 
 def test_embeddings_of_long_texts_need_no_tokenizer(pipe):
-    """A tokenizer is only needed to pad texts that are not zeros."""
+    """Only padding needs a tokenizer, and only for texts that are not zeros."""
     unread = sega_jax.Pipeline(**pipe.components | {"tokenizer": None})
     long, short = pipe.encode(LONG, long_prompts=True), pipe.encode("cat")
     call = CALL | {"edits": []}

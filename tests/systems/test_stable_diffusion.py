@@ -28,7 +28,7 @@ def settings(keys, edits):
 
 
 def picture(models, ids, edits, table, shape):
-    """Returns a function that maps the scales of one row's edits to a loss on its picture."""
+    """Returns a function that maps the scales of a row's edits to a loss on the row's picture."""
     keys = jax.vmap(jax.random.key)(jnp.arange(1, dtype=jnp.uint32))
 
     def loss(scale):
@@ -58,7 +58,7 @@ def test_gradient_with_respect_to_an_edits_scale(least):
 
 @pytest.mark.slow
 def test_gradients_store_no_network_activations(least):
-    """Each further call adds the carry to the memory of a gradient, but no weights and no activations of a network."""
+    """For each further call, a gradient stores the loop's carry, but no weights or activations of a network."""
     ids, edits = least.tokenizer(["", "cat", "glasses"]).reshape(1, 3, -1), Edits.stack([[Edit("glasses")]])
 
     def memory(steps):
@@ -66,7 +66,7 @@ def test_gradients_store_no_network_activations(least):
         gradient = jax.jit(jax.grad(picture(least.models, ids, edits, table, (8, 8, 4))), compiler_options=QUICK)
         return gradient.lower(jnp.ones((1, 1))).compile().memory_analysis().temp_size_in_bytes
 
-    # The carry holds x, a momentum, and the solver's initial state and three outputs, 1 KiB each.
+    # The carry holds x, a momentum, and the solver's initial state and three previous outputs; each needs 1 KiB.
     assert memory(64) - memory(4) < 60 * 2 * 6 * 1024
 
 

@@ -1,4 +1,4 @@
-"""Compares cleaned and plain captions with the results of diffusers."""
+"""Compares captions, cleaned and uncleaned, with the results of diffusers."""
 
 import subprocess
 import sys

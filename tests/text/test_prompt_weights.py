@@ -10,7 +10,8 @@ import pytest
 from sega_jax.text.prompt_weights import Reading, chunks, parse_weights, weight_states
 from sega_jax.text.tokenizers import Tokenizer
 
-LONG = "a cat, black, on a mat"  # 17 letters and commas, each a token of the test tokenizer; a chunk has 10 tokens
+# 17 letters and commas, each of which is one token for the test tokenizer. A chunk has room for 10 tokens.
+LONG = "a cat, black, on a mat"
 # Examples from the web UI's documentation, and edge cases.
 WEIGHTED = {
     "normal text": [("normal text", 1.0)],
@@ -46,7 +47,7 @@ def tokenizer(folder):
 
 
 def by_characters(text):
-    """Returns every literal character with its weight, from the spans of the brackets.
+    """Returns every literal character with its weight, computed from the brackets that enclose it.
 
     This is an independent implementation of `parse_weights`.
     """

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("one_by_default")
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """Returns a checkpoint with a safety checker, in safetensors."""
+    """Returns a checkpoint with a safety checker, in safetensors format."""
     return tiny.checkpoint(tmp_path_factory.mktemp("flax") / "tiny", unet=tiny.UNET_1, safety=tiny.SAFETY)
 
 
@@ -53,7 +53,7 @@ def expected(source, one_device):
 
 
 def read(path):
-    """Returns {torch's key: array} of a file."""
+    """Returns {torch's key: array} for the arrays of a file."""
     with FlaxTensors(path.parent, "model", None, str) as tensors:
         return {key: tensors[key] for key in tensors.shapes}
 
@@ -168,7 +168,7 @@ def test_from_the_hub(sound, expected, tmp_path, monkeypatch, one_device):
 
 @pytest.mark.parametrize("form", ["diffusers", pytest.param("orbax", marks=pytest.mark.slow)])
 def test_conversion(folder, source, expected, tmp_path, form):
-    """The result has torch's classes and names."""
+    """The converted checkpoint has torch's classes and names."""
     converted = convert.convert(folder, tmp_path / "converted", to=form)
     assert same(sega_jax.load(converted), expected)
     for name in ("model_index.json", "unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"):
@@ -329,7 +329,7 @@ def test_default_sample_size_of_old_versions(version, stored, result):
 
 
 def test_an_old_config_with_few_keys(folder, expected):
-    """diffusers 0.4 wrote fewer keys than current versions. Keys that only Flax uses raise no warning."""
+    """diffusers 0.4 wrote fewer keys than current versions. Keys that only Flax uses cause no warning."""
     unet = {key: value for key, value in tiny.UNET_1.items() if key not in ("out_channels", "in_channels")}
     unet |= {"_class_name": "FlaxUNet2DConditionModel", "_diffusers_version": "0.4.0", "freq_shift": 0, "dropout": 0.0}
     tiny.write_json(folder / "unet" / "config.json", unet)

@@ -94,7 +94,7 @@ EXTREMES += [[10**10] * 4, ["../../x"], "../../../etc/passwd", list(range(1000))
 
 
 def entries_changed(rng, original):
-    """Changes one to three values of a JSON object, at any depth."""
+    """Changes one to three values anywhere in a JSON object, at any depth of nesting."""
     damaged = json.loads(original)
     for _ in range(rng.randint(1, 3)):
         parent, depth = damaged, rng.randint(1, 4)
@@ -153,7 +153,7 @@ def survives(attempt, original, write, change=changed, cases=CASES):
 
 
 def survives_in_little_memory(attempt, original, write, change=changed, cases=CASES):
-    """Does the same as `survives`, and also limits the memory of attempts.
+    """Does the same as `survives`, and also limits the memory that attempts may use.
 
     An attempt may exceed the memory for the undamaged file, which must load, by at most twice the size of the file.
     """
@@ -178,7 +178,7 @@ def survives_in_little_memory(attempt, original, write, change=changed, cases=CA
                     peak()
 
     taken = []
-    gc.collect()  # so that objects of other tests are not finalised, with warnings, during an attempt
+    gc.collect()  # finalising objects of other tests during an attempt could cause warnings
     tracemalloc.start()
     try:
         for _ in range(3):
@@ -240,7 +240,7 @@ def read(text, weights):
 
 
 def header_changed(rng, original):
-    """Changes bytes of a safetensors file's header, or entries of the header and its length.
+    """Changes bytes of a safetensors file's header, or changes the header's entries and length.
 
     Sometimes it only changes metadata that nothing reads, so that some files still load.
     """
@@ -253,13 +253,13 @@ def header_changed(rng, original):
 
 
 def test_headers(weights, read):
-    """There are four times as many cases, because few of them load."""
+    """Uses four times as many cases, because few of them load."""
     original, cases = weights.read_bytes(), 4 * CASES
     assert 0 < survives_in_little_memory(read, original, weights.write_bytes, header_changed, cases) < cases
 
 
 def test_single_files(tmp_path, text):
-    """The file has a text encoder with OpenCLIP's names, whose fused tensors contain several of our parameters."""
+    """The file has a text encoder with OpenCLIP's names. Its fused tensors contain several of our parameters each."""
     path, config = tmp_path / "model.safetensors", tiny.TEXT | {"num_hidden_layers": 1}
     starts = (original_files.OPENCLIP, f"{original_files.UNET}input_blocks.0.0.")
     tensors = tiny.original(unet=tiny.UNET_1, text=config, openclip=True)
@@ -304,7 +304,8 @@ def test_pickles(tmp_path, text, legacy):
 
 
 def eight_bit(text):
-    """Returns the tensors of a text encoder in 8-bit floats, some with scales: numbers, rows and blocks."""
+    """Returns the tensors of a text encoder in 8-bit floats. Some have scales: one for the tensor, for each row, or for
+    each block."""
     tensors = {}
     for i, (key, array) in enumerate(tiny.tensors(text).items()):
         tensors[key] = array.astype((ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)[i % 2])
@@ -364,7 +365,7 @@ NET_NAMES = {"net": lora_names.LoraNames(("unet.", ""), lora_names.layer_keys)}
 
 
 def merging(path):
-    """Returns an attempt to read a LoRA and compute its differences, whose errors must name the file."""
+    """Returns an attempt to read a LoRA and compute its differences. The attempt's errors must name the file."""
 
     def attempt():
         try:
@@ -385,7 +386,7 @@ def merging(path):
 
 
 def anything_changed(rng, original):
-    """Changes bytes anywhere in a safetensors file or only in its header, or entries of the header."""
+    """Changes bytes anywhere in a safetensors file, bytes of its header, or entries of the header."""
     return rng.choice((header_changed, bytes_changed))(rng, original)
 
 

@@ -1,4 +1,4 @@
-"""Tests downloads from the hub, with a stub of its client, and with the real client and a local server."""
+"""Tests downloads from the hub, both with a stub of the hub's client and with the real client and a local server."""
 
 import hashlib
 import http.server
@@ -104,7 +104,8 @@ def test_only_the_index_of_an_unsupported_pipeline_is_downloaded(client, reposit
 
 
 def test_needed_files_of_stable_diffusion_xl(client, tmp_path, one_device):
-    """Both text encoders and tokenizers are downloaded, but not unrelated files or networks that are passed in."""
+    """Both text encoders and both tokenizers are downloaded. Unrelated files, and networks that the caller passes in,
+    are not."""
     client.folder = tiny.xl(tmp_path / "xl", **cases.XL)
     needed = {str(path.relative_to(client.folder)) for path in client.folder.rglob("*") if path.is_file()}
     more = ["sd_xl_base_1.0.safetensors", "sd_xl_offset_example-lora_1.0.safetensors", "vae_1_0/config.json"]
@@ -123,7 +124,7 @@ def test_needed_files_of_stable_diffusion_xl(client, tmp_path, one_device):
 
 
 def test_a_stage_without_its_text_encoder(client, tmp_path, one_device):
-    """Neither the text encoder, which is larger than the rest, nor the unsupported safety checker is downloaded."""
+    """Downloads neither the text encoder, which is larger than all other files, nor the unsupported safety checker."""
     client.folder = tiny.stage(tmp_path / "stage", tiny.STAGE_2, safety=True)
     (client.folder / "safety_checker").mkdir()
     (client.folder / "safety_checker" / "model.safetensors").write_bytes(b"x")

@@ -1,4 +1,4 @@
-"""Tests LoRAs: naming schemes, merging, settings, and files that are rejected before weights are read."""
+"""Tests LoRAs: naming schemes, merging, settings, and files that are rejected before their weights are read."""
 
 import json
 import math
@@ -110,7 +110,7 @@ def test_settings_in_the_header(models, layers, write):
 
 
 def scaled(layers, alpha):
-    """Returns the layers with the alphas that a function of network, name and rank returns."""
+    """Returns the layers with new alphas, computed by a function of network, name and rank."""
     return {
         (part, name): (up, down, np.float32(alpha(part, name, len(down))))
         for (part, name), (up, down, _) in layers.items()

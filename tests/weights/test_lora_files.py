@@ -1,4 +1,4 @@
-"""Tests finding LoRAs: files, folders and repositories on the hub, in Python, in the shell and in sweeps."""
+"""Tests finding LoRAs in files, folders and hub repositories, from Python, the shell and sweeps."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ CONTENT = {"unet.conv_in.lora_A.weight": np.ones((1, 2), np.float32)}
 
 
 def fill(folder, *names):
-    """Writes small files in the formats of their endings: weights, or empty JSON objects."""
+    """Writes small files whose endings determine their formats: weights, or empty JSON objects."""
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ def test_an_empty_folder_is_rejected(tmp_path):
 
 
 def test_the_content_of_a_file_determines_its_format(tmp_path):
-    """Files with any of the weight-file endings are read, but no others."""
+    """Only files with one of the weight-file endings are read. Their content, not the ending, determines the format."""
     for ending in (".bin", ".pt", ".pth", ".ckpt"):
         save_file(CONTENT, tmp_path / f"a{ending}")
     pickling.save(CONTENT, tmp_path / "a.safetensors")

@@ -1,4 +1,5 @@
-"""Tests the forms of adapters: their differences, compared with float64 arithmetic, and rejected files."""
+"""Tests the forms of adapters: compares their weight differences with float64 arithmetic, and checks that bad files are
+rejected."""
 
 import json
 import tracemalloc

@@ -39,7 +39,7 @@ def checkpoints():
 
 @functools.cache
 def place():
-    """Returns small networks of Stable Diffusion XL, and the function that finds their layers."""
+    """Returns small networks of Stable Diffusion XL, and a function that finds their layers by name."""
     models = sdxl.Models.build(tiny.TEXT, tiny.TEXT_XL_2, tiny.UNET_XL, tiny.VAE)
     names = registry.adapters_of(models).lora
     return models, lora_names.places({part: getattr(models, part) for part in names}, names)
@@ -211,7 +211,7 @@ def tensors(layer, outputs, inputs, form="LoRA"):
 
 
 def family_of(content):
-    """Returns the family of a file, even if this library does not support that family."""
+    """Returns the family that a file is for, even if this library does not support that family."""
     sizes = lora._sizes_in({key: array.shape for key, array in content.items()})
     return registry.lora_families(None).of_file(sizes)
 

@@ -404,7 +404,7 @@ def test_variants(refused, copy, read, pipe):
 
 
 def test_pickles(copy, read, pipe):
-    """Pickles are only read if there are no safetensors. A text encoder's pickle has another name."""
+    """Pickles are read only if there are no safetensors files. A text encoder's pickle has a different name."""
     for name, pickled in ((WEIGHTS, WEIGHTS), (TEXT, TEXT.replace("/model", "/pytorch_model"))):
         pickling.save(load_file(copy / name), (copy / pickled).with_suffix(".bin"))
         (copy / name).unlink()
@@ -589,7 +589,7 @@ def test_values_that_are_not_finite_are_detected_in_every_part(monkeypatch, posi
 
 
 def test_a_tensor_in_two_shards(refused, copy, read, pipe):
-    """Equal copies are accepted. Different copies are rejected, because the shards may be of different versions."""
+    """Equal copies are accepted. Different copies are rejected, because the shards may come from different versions."""
     tiny.shard(copy / WEIGHTS)
     paths = sorted((copy / "unet").glob("*-of-00002.safetensors"))
     first, second = map(load_file, paths)

@@ -1,4 +1,4 @@
-"""Tests Stable Diffusion XL in other formats: single files, LoRAs, textual inversion, Orbax."""
+"""Tests other file formats for Stable Diffusion XL: single files, LoRAs, textual inversions, and Orbax."""
 
 import json
 import shutil
@@ -172,7 +172,7 @@ def test_files_that_declare_their_prediction_type(single, folder, pipe, tmp_path
     result = load(path, config=folder, devices=pipe.devices)
     settings = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False} | expected
     assert {key: result.scheduler.options[key] for key in settings} == settings
-    # A change of the scheduler's class keeps the settings.
+    # Changing the scheduler's class keeps the settings.
     result.scheduler = "DDIMScheduler"
     assert {key: result.scheduler.options[key] for key in settings} == settings
     converted = convert.convert_single(path, tmp_path / "converted", config=folder, to="diffusers")

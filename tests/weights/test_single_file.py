@@ -105,7 +105,7 @@ def test_tensors_of_other_networks_are_ignored(simple, write, small, small_folde
 
 
 def test_networks_of_other_pipelines(simple, write, small, small_folder):
-    """Networks from other pipelines can replace those that the file lacks."""
+    """Networks from other pipelines can supply those that the file lacks."""
     path = write({key: array for key, array in simple.items() if key.startswith(original_files.UNET)})
     with pytest.raises(CheckpointError, match=r"has no text_encoder \(no names that start with .*; pass text_encoder="):
         load(path, config=small_folder, devices=small.devices)

@@ -1,4 +1,4 @@
-"""Tests the readers of single files, LoRAs and textual inversion with the tables of a new family."""
+"""Tests the readers of single files, LoRAs and textual inversions with the tables of a new family."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""Tests textual inversion: formats of files, words in prompts, and files that are rejected."""
+"""Tests textual inversion: file formats, learned words in prompts, and files that are rejected."""
 
 import jax
 import numpy as np
@@ -128,7 +128,8 @@ def test_added_embeddings_have_the_models_dtype_and_devices(small_folder, tmp_pa
 
 
 def test_pictures(small, small_folder, tmp_path, vectors):
-    """A word with another word's vectors makes the same picture, in the prompt and in an edit."""
+    """A learned word with an existing word's vectors makes the same picture as that word, both in the prompt and in an
+    edit."""
     letters = small.tokenizer(["a b"])[0][1:3]
     path = diffusers(tmp_path / "a", table(small.models)[letters])
     pipe = load(small_folder, devices=small.devices, textual_inversion={WORD: path})

@@ -1,4 +1,5 @@
-"""Tests torch's pickles: exact values, no code is run, and files with other calls are rejected."""
+"""Tests that torch's pickles are read exactly, that no code in them runs, and that files with other calls are
+rejected."""
 
 import pickle
 import tracemalloc
