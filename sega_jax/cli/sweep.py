@@ -89,7 +89,7 @@ def run(file: Path, out: str | None, rows: int | None, share: bool, worker: str 
             )
             raise
         new, seconds = done.done - before.done, time.perf_counter() - began
-        together = "" if worker_of is None or worker_of[1] == 1 else ", with the other workers"
+        together = "" if worker_of is None or worker_of[1] == 1 else ", together with any other workers"
         click.echo(
             f"Made {new} pictures in {seconds:.1f} s{together}: {folder}/pictures, with records in {folder}/records"
         )
@@ -247,7 +247,7 @@ def measure(folder: str, words: tuple[str, ...], distance: bool, clip: Path | No
 )
 @_out("sheet.png", "The file to write; if there are several sheets, their file names are numbered.")
 def sheet(folder: str, across: str | None, down: str | None, where: tuple[str, ...], side: int, out: Path) -> None:
-    """Draws pictures over two axes.
+    """Arranges a sweep's pictures in a grid, with one setting across and one down.
 
     Each combination of the other axes' values gets a separate sheet.
     """
@@ -311,15 +311,15 @@ def _fixed(results: sweeps.Results, where: tuple[str, ...]) -> dict[str, Any]:
 
 def _describe(plan: sweeps.Plan) -> str:
     counts = plan.counts
-    evaluations = f"{counts.evaluations}"
-    if counts.evaluations != counts.alone:
-        evaluations += f" instead of {counts.alone}"
+    saved = 1 - counts.evaluations / counts.alone
+    change = "the same as" if saved == 0 else f"{abs(saved):.1%} {'fewer' if saved > 0 else 'more'} than {counts.alone}"
+    best = f" ({counts.shared} if all common model calls were shared and no batch were padded)"
     return "\n".join(
         [
             f"pictures: {counts.pictures} (from {counts.points} points); batches: {counts.batches};"
             f" predicted at a time: at most {_most_rows(plan)}; compiled programs: {counts.programs}",
-            f"{counts.compared} ({evaluations});"
-            f" sharing every common prefix without padding would need {counts.shared}",
+            f"{counts.evaluations} UNet evaluations, {change} for making each picture separately"
+            + best * (counts.shared < counts.evaluations),
         ]
     )
 
@@ -334,7 +334,7 @@ def _memory(plan: sweeps.Plan, memory: sweeps.Memory) -> str:
     available = "" if memory.there is None else f", of {memory.there / 2**30:.1f} GiB"
     return (
         f"{total / 2**30:.2f} GiB of memory on each device{available}: {memory.weights / 2**30:.2f} GiB for the"
-        f" weights, plus {memory.row / 2**20:.0f} MiB for each of the {rows} pictures predicted at a time"
+        f" weights, plus {memory.row / 2**20:.0f} MiB for each picture predicted at a time (at most {rows})"
     )
 
 

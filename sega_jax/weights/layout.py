@@ -73,7 +73,7 @@ FLAX = Layout(flax_name, lambda _path, shape: shape, lambda _path, array: array)
 
 
 def leaves(module: Any) -> dict[str, tuple[int, ...]]:
-    """Returns {key in torch's files: shape in torch's files} for a module, whose parameters may be only shapes."""
+    """Returns {key in torch's files: shape in torch's files} for a module. Only its parameters' shapes are read."""
     return {
         torch_name(path): torch_shape(path, leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(module)
     }

@@ -62,7 +62,7 @@ def read(
     families: Families | None = None,
     warn: Callable[[str], None] = lambda message: None,
 ) -> list[Change]:
-    """Reads LoRAs and related adapters for networks, whose parameters may be only shapes.
+    """Reads LoRAs and related adapters for networks. Only the shapes of their parameters are needed.
 
     Args:
         networks: {folder in diffusers' layout, such as "unet": network}.

@@ -23,7 +23,7 @@ def check(module: Any, weights: Weights, warn: Callable[[str], None] = lambda me
     """Checks that a file contains all parameters of a module, with the right shapes.
 
     Args:
-        module: the module, whose parameters may be only shapes.
+        module: the module. Only the shapes of its parameters are needed.
         weights: the tensors of the file.
         warn: called with a message that names the first few tensors that the module does not need.
 

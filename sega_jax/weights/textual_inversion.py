@@ -51,7 +51,7 @@ class Word(NamedTuple):
 def read(
     networks: Mapping[str, Any], tokenizer: Tokenizer | TokenizerPair, words: Files, families: Sequence[TextEncoders]
 ) -> list[Word]:
-    """Reads words for CLIP text encoders, whose parameters may be only shapes.
+    """Reads words for CLIP text encoders. Only the shapes of their parameters are needed.
 
     Args:
         networks: {folder in diffusers' layout: text encoder}.

@@ -44,7 +44,7 @@ def prepared(pipe: Pipeline, facts: Facts, point: Point) -> Batch:
     if scheduler is not None:
         pipe.scheduler = scheduler
     call = {name: value for name, value in point.call.items() if value is not None}
-    # The previous stage's pictures are not made yet, so blank pictures of the same size are used.
+    # The previous stage's pictures do not exist yet, so blank pictures of the same size are used.
     for name in pictures_of(facts.declaration):
         if (picture := earlier(call.get(name))) is not None:
             call[name] = np.zeros((*picture.size, 3), np.uint8)
