@@ -30,8 +30,8 @@ def check_reads(pipe: LoadedCheckpoint, words: Sequence[str]) -> None:
         unread = next(filter(None, words), "")
         what = repr(unread[:40]) if unread else "'' (the default negative prompt)"
         raise ValueError(
-            f"{what} cannot be encoded, because this pipeline has no {missing}; load it with its {missing}, or replace"
-            " all words, including negative_prompt, by what another pipeline's `encode` returns"
+            f"{what} cannot be encoded, because this pipeline has no {missing}; load it with its {missing}, or pass"
+            " embeddings for all texts, including negative_prompt, from another pipeline's `encode`"
         )
 
 

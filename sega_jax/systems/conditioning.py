@@ -36,7 +36,7 @@ class Text:
         ClipText(states=float32[1, 77, 768])
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     text.save(f"{folder}/texts.safetensors")
-        ...     ClipText.load(f"{folder}/texts.safetensors")
+        ...     type(text).load(f"{folder}/texts.safetensors")
         ClipText(states=float32[2, 77, 768])
     """
 

@@ -325,8 +325,8 @@ def test_the_command(stages, command, tmp_path):
     made = {name: Image.open(tmp_path / "out" / f"0001-{name}.png") for name in ("original", "edited")}
     assert made["original"].size == (128, 128)
     said = run("info", tmp_path / "out" / "0001-edited.png").output
-    for part in ("guidance_scale  7.0", "stage2_steps    3", "edited          stage1; stage2", "low_memory      True"):
-        assert part in said
+    for part in ("guidance_scale 7.0", "stage2_steps 3", "edited stage1; stage2", "low_memory True"):
+        assert part in " ".join(said.split())
     again = run(*shlex.split(said.splitlines()[-1])[1:], "--out", tmp_path / "again")
     assert again.exit_code == 0, again.output
     for name, image in made.items():

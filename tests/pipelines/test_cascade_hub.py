@@ -1,5 +1,6 @@
 """DeepFloyd-IF's cascade from the hub: which files of published repositories are fetched, and when."""
 
+import json
 import shlex
 import shutil
 import sys
@@ -22,7 +23,7 @@ from sega_jax.text.files import read_json
 
 pytestmark = pytest.mark.usefixtures("one_by_default")
 
-README = Path(__file__).parents[2] / "README.md"
+GUIDE = Path(__file__).parents[2] / "notebooks" / "deepfloyd_and_paella.ipynb"
 ONE, TWO, X4 = "DeepFloyd/IF-I-XL-v1.0", "DeepFloyd/IF-II-L-v1.0", "stabilityai/stable-diffusion-x4-upscaler"
 NAMES = {"stage1": ONE, "stage2": TWO, "upscaler": X4}
 INDEX = {"model_index.json"}
@@ -113,14 +114,15 @@ def run(*words):
 
 
 @pytest.mark.slow
-def test_the_command_of_the_readme(hub, tmp_path):
+def test_the_command_of_the_guide(hub, tmp_path):
     """The command runs as printed, except for the number of steps."""
-    (command,) = (line for line in README.read_text().splitlines() if line.startswith(f"sega-jax edit --model {ONE}"))
+    lines = [line.strip() for cell in json.loads(GUIDE.read_text())["cells"] for line in cell["source"]]
+    (command,) = (line for line in lines if line.startswith(f"sega-jax edit --model {ONE}"))
     few = ["--steps", "smart27", "--stage2-steps", 2, "--upscaler-steps", 2]
     result = run(*shlex.split(command)[1:], *few, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert hub.fetched == NEEDED
-    assert f"Loading {ONE}: DDPMScheduler, float32" in result.output
+    assert f"{ONE}: DDPMScheduler, float32" in result.output
     pictures = [np.asarray(Image.open(tmp_path / "out" / f"0001-{name}.png")) for name in ("original", "edited")]
     assert pictures[0].shape == (128, 128, 3)
     assert not np.array_equal(*pictures)

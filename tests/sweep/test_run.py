@@ -178,7 +178,7 @@ def test_lack_of_memory_halves_the_rows(done, plan, least, tmp_path, monkeypatch
 
     monkeypatch.setattr(SharedRun, "make", none)
     with (
-        pytest.warns(UserWarning, match="continuing with half"),
+        pytest.warns(UserWarning, match="continuing with 1"),
         pytest.raises(MemoryError, match="too little"),
     ):
         sweep.run(plan, tmp_path / "none", least)
