@@ -226,7 +226,9 @@ def test_pipeline_without_a_text_encoder(stages, first, second, one_device):
     call = partial(bare, embeddings[0], negative_prompt=embeddings[1], image=BYTES[0], **LATENT)
     np.testing.assert_array_equal(call(Edit(embeddings[2], warmup=0)).images, expected)
     for words in (partial(bare, "cat", image=BYTES[0]), partial(bare, embeddings[0], image=BYTES[0]), bare.encode):
-        with pytest.raises(ValueError, match="this pipeline has no text encoder; load it with its text encoder, or pass embeddings"):
+        with pytest.raises(
+            ValueError, match="this pipeline has no text encoder; load it with its text encoder, or pass embeddings"
+        ):
             words(*(["cat"] if words == bare.encode else []))
     with pytest.raises(ValueError, match=r"shape \(77, 9\), expected \(77, 24\)"):
         bare(np.zeros((77, 9), np.float32), negative_prompt=embeddings[1], image=BYTES[0])
