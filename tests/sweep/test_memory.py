@@ -94,7 +94,7 @@ def test_the_shell(ablation, facts, least_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "needed", memory.needed)
     result = CliRunner().invoke(main, ["sweep", "cats.toml", "--dry-run"])
     assert result.exit_code == 0, result.output
-    shown = "1.50 GiB of memory on each device, of 8.0 GiB: 1.00 GiB for the weights, plus 256 MiB for each of the 2"
+    shown = "1.50 GiB of memory on each device, of 8.0 GiB: 1.00 GiB for the weights, plus 256 MiB for each picture"
     monkeypatch.setattr(jax, "local_device_count", lambda: 1)
     result = CliRunner().invoke(main, ["sweep", "cats.toml", "--dry-run"])
     assert shown in result.output
