@@ -92,7 +92,7 @@ def problems(notebook: nbformat.NotebookNode, outputs: bool) -> list[str]:
 
 
 def has_picture(cell: nbformat.NotebookNode) -> bool:
-    """Tells whether a cell's outputs contain a picture."""
+    """Returns whether a cell's outputs contain a picture."""
     return any("image/png" in output.get("data", {}) for output in cell.get("outputs", []))
 
 

@@ -38,6 +38,13 @@ def test_a_changed_number_is_seen():
     assert tables.refreshed(text.replace("432 ms", "423 ms")) == text
 
 
+@pytest.mark.parametrize(
+    "path", sorted([*tables.RESULTS.glob("*.json"), *tables.EVALUATION.glob("*.json")]), ids=lambda path: path.name
+)
+def test_results_contain_no_absolute_paths(path):
+    assert re.search(r'"(/\w|[A-Z]:\\)', path.read_text()) is None
+
+
 @pytest.mark.parametrize("path", sorted(tables.EVALUATION.glob("*.json")), ids=lambda path: path.name)
 def test_evaluations_are_those_of_their_results(path):
     assert path.with_suffix(".md").read_text() == report.tables(json.loads(path.read_text()))

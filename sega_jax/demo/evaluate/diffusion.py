@@ -281,7 +281,8 @@ def main(
             raise click.ClickException(f"{model} is a Paella model; evaluate it with sega_jax.demo.evaluate.paella")
         evaluation = DiffusionEvaluation(PictureMaker(pipe, load_judge(), batch), folder, seeds, words, first_seed)
         recommended = {"add": str(settings.add("")), "remove": str(settings.remove("")), "call": settings.CALL}
-        run(evaluation, studies, {"model": model, "settings": recommended})
+        name = "the demo model" if model == str(DEMO) else model
+        run(evaluation, studies, {"model": name, "settings": recommended})
 
 
 if __name__ == "__main__":
