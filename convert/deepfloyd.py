@@ -53,7 +53,7 @@ _FORMS = Forms(
 
 
 class _Params(NamedTuple):
-    """The `params` in config.yml that define the network. The defaults are those of IF-I-XL."""
+    """The `params` in config.yml that define the network. The defaults describe IF-I-XL."""
 
     image_size: int = 64
     in_channels: int = 3

@@ -45,7 +45,7 @@ class DiffusionPipeline:
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Any:
         """Loads a checkpoint.
 
-        The arguments are those of `from_pretrained` in the family's pipeline class.
+        The family's pipeline class takes the same arguments in `from_pretrained`.
 
         Raises:
             CheckpointError: the family has no such pipeline. Raised before any weights are downloaded.

@@ -128,8 +128,8 @@ class DiffusersPipeline(Switches):
             pipeline: a native pipeline, or a pipeline of this package. In the latter case, LoRAs and new words that are
                 added to one pipeline are added to both, until a network in either of them is replaced, cast or moved.
             torch_dtype: the dtype of the new pipeline's networks. The other pipeline keeps its dtype.
-            options: a `scheduler` or networks (`unet`, `vae`, `text_encoder`, `text_encoder_2`) that replace those of
-                `pipeline`. `safety_checker=None` turns the safety checker off.
+            options: a `scheduler` or networks (`unet`, `vae`, `text_encoder`, `text_encoder_2`) to use in place of
+                `pipeline`'s. `safety_checker=None` turns the safety checker off.
 
         Raises:
             TypeError: `pipeline` is not a pipeline or belongs to a different family, or an option is unknown or not

@@ -1,7 +1,7 @@
 """Paella with diffusers' interface.
 
-diffusers has no pipeline for Paella version 3. The arguments combine those of diffusers'
-`SemanticStableDiffusionPipeline` with those of the published Paella sampler.
+diffusers has no pipeline for Paella version 3. The arguments come from diffusers'
+`SemanticStableDiffusionPipeline` and from the published Paella sampler.
 """
 
 import dataclasses

@@ -35,7 +35,7 @@ _MAX_PERIOD = 10000
 
 
 class PaellaConfig(NamedTuple):
-    """The arguments of the published class that define the network. The defaults are those of `paella_v3.pt`.
+    """The arguments of the published class that define the network. The defaults describe `paella_v3.pt`.
 
     Lists have one entry for each level. An entry of `level_config` is the sequence of blocks that a level repeats: C is
     a convolution, T the noise level, A attention and F a feed-forward layer. `nhead` has no effect on levels without A.

@@ -14,7 +14,7 @@ from sega_jax.nn.paella import wave
 
 
 class PriorConfig(NamedTuple):
-    """The arguments of the published class. The defaults are those of `prior_v1.pt`."""
+    """The arguments of the published class. The defaults describe `prior_v1.pt`."""
 
     clip_r: int = 1024
     c_hidden: int = 1280

@@ -18,7 +18,7 @@ _PATCH = 2
 
 
 class VQConfig(NamedTuple):
-    """The arguments of the published class. The defaults are those of `vqgan_f4.pt`.
+    """The arguments of the published class. The defaults describe `vqgan_f4.pt`.
 
     The continuous latents are divided by `scale_factor`.
     """

@@ -222,7 +222,7 @@ class LoadOptions:
         None,
         Location(),
         "for a single file, the folder or repository in diffusers layout that provides the configs, tokenizer and"
-        " scheduler; by default those of Stable Diffusion 1.5, 2.1 or SDXL base are used",
+        " scheduler; by default, the configs of Stable Diffusion 1.5, 2.1 or SDXL base are used",
         shell=True,
     )
     prediction_type: str | None = argument(

@@ -107,10 +107,10 @@ class PaellaCall(Call):
             "a pair of arrays, standard Gumbel noise [calls, pictures, height / f, width / f, labels] and uniform"
             " numbers in [0, 1) [calls, pictures, height / f, width / f]"
         ),
-        help="the random numbers that choose and renoise tokens at every model call; they replace those of the seed",
+        help="the random numbers that choose and renoise tokens at every model call, in place of the seed's",
     )
     tokens: Any = argument(
-        None, TokenGrid(), "the tokens to start from and to renoise with; they replace those of the seed"
+        None, TokenGrid(), "the tokens to start from and to renoise with; they replace what the seed would draw"
     )
     output: str = changed(Call, "output", "pil", kind=Choice(*PICTURES, "tokens"))
 

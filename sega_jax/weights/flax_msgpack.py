@@ -25,7 +25,7 @@ from sega_jax.weights.torch_pickle import mapped
 # Linen and this library order the axes of parameters in the same way. Names are converted to torch's names, because
 # each module's `rename` expects those.
 LINEN = Layout(torch_name, lambda _path, shape: shape, lambda _path, array: array)
-# Limits far above those of any real network: the names in a file, the names in one map, and the length of a path.
+# Limits that no real network comes near: the names in a file, the names in one map, and the length of a path.
 _MAX_NAMES, _MAX_NAMES_IN_MAP, _MAX_PATH_LENGTH = 2**16, 2**10, 512
 # Codes of Flax's msgpack extensions for arrays, and the key that marks a map as an array of more than 2^30 bytes.
 _ARRAY, _SCALAR, _CHUNKED = 1, 3, "__msgpack_chunked_array__"

@@ -308,7 +308,7 @@ def test_a_first_beta_of_zero(name):
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_timesteps_of_many_numbers_of_steps(name, spacing, offset):
-    """Timesteps equal those of diffusers, which also appends -1 for some numbers of trailing steps, such as 61."""
+    """Timesteps equal diffusers' timesteps, apart from the -1 that it appends for 61 trailing steps, for example."""
     config = {"_class_name": name, "skip_prk_steps": True, "timestep_spacing": spacing, "steps_offset": offset}
     expected = scheduler(config)
     every = 1 if name in ("DDIMScheduler", "PNDMScheduler") else 37
