@@ -166,8 +166,8 @@ def test_the_command(stages, tmp_path, monkeypatch):
     out = tmp_path / "out"
     dry = CliRunner().invoke(main, ["sweep", str(file), "--out", str(out), "--dry-run"])
     assert dry.exit_code == 0, dry.output
-    assert "stage1: pictures: 1, of 2 points" in dry.output
-    assert "stage2: pictures: 2, of 2 points" in dry.output
+    assert "stage1: pictures: 1 (from 2 points)" in dry.output
+    assert "stage2: pictures: 2 (from 2 points)" in dry.output
     assert dry.output.count("MiB for each") == 2
     made = CliRunner().invoke(main, ["sweep", str(file), "--out", str(out)])
     assert made.exit_code == 0, made.output
