@@ -1,4 +1,4 @@
-"""The tables in markdown files equal those that their generators print from the benchmarks' results."""
+"""The tables in markdown files and notebooks equal the tables that are printed from the benchmarks' results."""
 
 import json
 import re
@@ -8,16 +8,14 @@ from benchmarks import tables
 
 from sega_jax.demo.evaluate import report
 
-FILES = {
-    str(path.relative_to(tables.ROOT)): path for path in tables.markdown_files() if "<!-- end -->" in path.read_text()
-}
+FILES = {str(path.relative_to(tables.ROOT)): path for path in tables.documents() if "<!-- end -->" in path.read_text()}
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_tables_are_what_is_printed(name):
-    text = FILES[name].read_text()
-    assert text == tables.refreshed(text), "run python tests/benchmarks/tables.py --write"
-    assert len(tables.MARKER.findall(text)) == text.count("<!-- end -->")
+    for text in tables.texts(FILES[name]):
+        assert text == tables.refreshed(text), "run python tests/benchmarks/tables.py --write"
+        assert len(tables.MARKER.findall(text)) == text.count("<!-- end -->")
 
 
 @pytest.mark.parametrize("name", tables.TABLES)

@@ -202,7 +202,8 @@ def load_cascade(
 ) -> Cascade:
     """Loads DeepFloyd-IF's cascade, or only its first stages, as a `Cascade`.
 
-    In bfloat16, IF-I-XL takes up 8.6 GB, IF-II-L 2.5 GB and their text encoder T5-XXL 9.5 GB.
+    In bfloat16, IF-I-XL takes up 8.6 GB, IF-II-L 2.5 GB and their text encoder T5-XXL 9.5 GB
+    (`python tests/benchmarks/parameters.py`).
 
     Args:
         stage1, stage2, upscaler: The checkpoints, as for `load`: DeepFloyd-IF's first and second stage, and Stable

@@ -1,9 +1,10 @@
 """Prints the tables of measurements in markdown, from the JSON files that the benchmarks wrote.
 
     python tests/benchmarks/tables.py NAME        # prints one table; without NAME, lists the names
-    python tests/benchmarks/tables.py --write     # refreshes the tables in all markdown files
+    python tests/benchmarks/tables.py --write     # refreshes the tables in all markdown files and notebooks
 
-Two comments in a markdown file enclose a table, and a test compares it with the output of this script:
+Two comments in a markdown file, or in a markdown cell of a notebook, enclose a table. A test compares it with the
+output of this script:
 
     <!-- NAME: python tests/benchmarks/tables.py NAME -->
     <!-- end -->
@@ -254,6 +255,12 @@ def profile(kind: str) -> str:
     return table([kind, *(f"concepts: {row['concepts']}" for row in found)], rows, measured("profile_h200"))
 
 
+def parameters() -> str:
+    found = read("parameters")["found"]
+    rows = [[name, f"{count / 1e6:,.1f} million", f"{2 * count / 1e9:.2g} GB"] for name, count in found.items()]
+    return table(["network", "parameters", "size in half precision"], rows, measured("parameters"))
+
+
 def edits(name: str) -> str:
     """Returns the rows for `WORDS`, and the mean, from the first table that `sega_jax.demo.evaluate.report` wrote."""
     text = (EVALUATION / f"{name}.md").read_text()
@@ -281,14 +288,36 @@ TABLES: dict[str, Callable[[], str]] = {
     "overhead": overhead,
     "profile-kernels": partial(profile, "kernel"),
     "profile-layers": partial(profile, "layer"),
+    "parameters": parameters,
     "edits": partial(edits, "tables"),
     "edits-paella": partial(edits, "paella"),
 }
 
 
-def markdown_files() -> list[Path]:
-    paths = sorted(ROOT.rglob("*.md"))
+def documents() -> list[Path]:
+    """Returns all markdown files and notebooks."""
+    paths = sorted([*ROOT.rglob("*.md"), *ROOT.rglob("*.ipynb")])
     return [path for path in paths if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)]
+
+
+def texts(path: Path) -> list[str]:
+    """Returns the text of a markdown file, or the texts of a notebook's markdown cells."""
+    if path.suffix == ".md":
+        return [path.read_text()]
+    cells = json.loads(path.read_text())["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+
+
+def refresh(path: Path) -> None:
+    """Replaces the tables of a markdown file or notebook by up-to-date ones."""
+    if path.suffix == ".md":
+        path.write_text(refreshed(path.read_text()))
+        return
+    notebook = json.loads(path.read_text())
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = refreshed("".join(cell["source"])).splitlines(keepends=True)
+    path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
 
 
 def refreshed(text: str) -> str:
@@ -303,8 +332,8 @@ def refreshed(text: str) -> str:
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--write"]:
-        for path in markdown_files():
-            path.write_text(refreshed(path.read_text()))
+        for path in documents():
+            refresh(path)
     elif sys.argv[1:]:
         print(TABLES[sys.argv[1]]())
     else:

@@ -128,7 +128,7 @@ def main(
                 f"{model} is not a Paella model; evaluate it with sega_jax.demo.evaluate.diffusion"
             )
         evaluation = TokenEvaluation(PictureMaker(pipe, load_judge(), batch, CALL), folder, seeds, words, first_seed)
-        run(evaluation, studies, {"model": model, "settings": {"add": ADD, "call": CALL}})
+        run(evaluation, studies, {"model": Path(model).name, "settings": {"add": ADD, "call": CALL}})
 
 
 if __name__ == "__main__":
