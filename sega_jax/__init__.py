@@ -1,6 +1,6 @@
 """Semantic guidance (SEGA) for text-to-image diffusion in JAX.
 
-`load` returns a `Pipeline`, which makes pictures of a prompt and guides them by edits. `Edit` describes a concept.
+`load` returns a `Pipeline`, which makes pictures from a prompt and guides them with edits. `Edit` describes a concept.
 
 Example:
     >>> import sega_jax
@@ -85,7 +85,7 @@ PaellaPipeline = Pipeline
 
 __version__ = "0.2.0"
 
-# The modules of these names are imported at their first use, because most programs do not need them.
+# The modules that define these names are imported on first use, because most programs do not need them.
 _DIFFUSERS_API = {
     "SemanticIFPipeline": "deepfloyd",
     "SemanticIFPipelineOutput": "deepfloyd",

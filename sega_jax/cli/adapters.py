@@ -24,7 +24,7 @@ _HELP = {
 
 
 def options() -> list[click.Option]:
-    """Returns the adapter options of --model, and of the later stages that support adapters."""
+    """Returns the adapter options for the --model checkpoint, and for the later stages that support adapters."""
     listed = []
     for name in ADAPTERS:
         titles = [one.title for one in systems().values() if adapter_refusal(one, name) is None]
@@ -51,7 +51,7 @@ def names() -> list[str]:
 
 
 def check_family(system: System, given: Mapping[str, Any]) -> None:
-    """Checks that the family of the checkpoint `--model` supports the adapters that were given for this checkpoint.
+    """Checks that the family of the --model checkpoint supports the adapters that were given for it.
 
     Raises:
         ValueError: the family does not support these adapters.
@@ -64,7 +64,7 @@ def check(chosen: Mapping[str, Any], stages: Mapping[str, Any]) -> None:
 
     Args:
         chosen: {parameter: value} for the options that were given.
-        stages: {parameter: value} for those given options that belong to later stages.
+        stages: {parameter: value} for the given options that belong to later stages.
 
     Raises:
         FileNotFoundError, ValueError: a file or folder is missing or is given twice; a folder does not contain exactly
@@ -93,7 +93,7 @@ def _check_files(option: str, pairs: list[tuple[str, Any]]) -> None:
         if [other for other, _ in pairs].count(path) > 1:
             raise ValueError(f"{option} {path} is given twice; leave one out")
         if word is None and len(pairs) > 1:
-            raise ValueError(f"{option} {path} should name its word, as in <word>={Path(path).name}")
+            raise ValueError(f"{option} {path} needs a word, as in <word>={Path(path).name}")
         if words.count(word) > 1:
             raise ValueError(f"{option} {word} is given twice; leave one out")
 
@@ -127,7 +127,7 @@ def located(chosen: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the given options in a form that works in any folder: with absolute paths, and commits for hub names."""
     located = {name: value for name, value in chosen.items() if value not in (None, ()) and value is not False}
     paths = {name: located[name] for name in ("tokenizer", "config", "unet", "vae") if name in located}
-    # Paths that do not exist are names on the hub.
+    # A path that does not exist is treated as a name on the hub.
     located |= {name: _absolute(path) for name, path in paths.items() if Path(path).expanduser().exists()}
     for name in (name for name in names() if name in located):
         pairs = _pairs(chosen, name)
@@ -150,7 +150,7 @@ def _stage(name: str) -> str:
 
 
 def _pairs(chosen: Mapping[str, Any], name: str) -> list[tuple[str, Any]]:
-    """Returns (file, scale) for each LoRA of an option, or (file, word or None) for each textual inversion."""
+    """Returns (file, scale) for each LoRA in an option's value, or (file, word or None) for each textual inversion."""
     read = _lora if name.endswith("lora") else _word
     return [read(_option_name(name), text) for text in chosen[name]]
 

@@ -1,4 +1,4 @@
-"""`sega-jax edit`: makes pictures of a prompt, each with and without edits, and a sheet that shows all of them."""
+"""`sega-jax edit`: makes pictures from a prompt, each with and without edits, and a sheet that shows all of them."""
 
 import dataclasses
 import time
@@ -162,7 +162,7 @@ def edit(model: str | None, prompt: str, edits: tuple[str, ...], out: str, **opt
         most = most_seeds(len(pipe.devices), bool(given.stages.get("low_memory")))
         if missing := run(make, call, job, folder, most):
             raise ValueError(
-                f"not every picture is finite, and these were not written: {', '.join(missing)}; lower the scales of"
+                f"pictures with NaN or infinity were not written: {', '.join(missing)}; lower the scales of"
                 " the edits, or try --dtype float32"
             )
 

@@ -26,7 +26,7 @@ _KINDS = ("original", "edited")
 SEEDS = ("seed", "images_per_prompt")
 # The maximum number of seeds that fit on one readable sheet.
 _MOST_SEEDS = 256
-# The number of seeds for each device in a group, if the networks are loaded again for every group.
+# The number of seeds per device in a group when the networks are loaded again for every group.
 _LOW_MEMORY_SEEDS = 16
 _LARGEST_SEED = 2**32 - 1
 
@@ -67,8 +67,8 @@ def seeds_of(given: Mapping[str, str]) -> list[int]:
         seeds = range(seed, last + 1)
     if len(seeds) > _MOST_SEEDS:
         raise ValueError(
-            f"the options ask for pictures of {len(seeds)} seeds, but sega-jax edit makes at most {_MOST_SEEDS} at a"
-            " time; give fewer, or write a sweep"
+            f"the options ask for pictures from {len(seeds)} seeds, but sega-jax edit makes at most {_MOST_SEEDS} at a"
+            " time; give fewer seeds, or write a sweep"
         )
     return list(seeds)
 
@@ -79,7 +79,8 @@ def stored_seed(seeds: Sequence[int]) -> int | list[int]:
 
 
 def groups(seeds: Sequence[int], most: int) -> Iterator[tuple[list[int], int]]:
-    """Splits seeds into the fewest groups possible. All have the same size, so they run the same compiled programs.
+    """Splits seeds into the fewest groups possible. All groups have the same size, so they run the same compiled
+    programs.
 
     Args:
         most: the maximum size of a group.
@@ -97,8 +98,8 @@ def groups(seeds: Sequence[int], most: int) -> Iterator[tuple[list[int], int]]:
 def most_seeds(devices: int, low_memory: bool) -> int:
     """Returns the maximum number of seeds in a group.
 
-    One seed on each device needs no more memory than a run with one seed and, on one device, runs the same compiled
-    programs. With `low_memory` every group loads the networks again, so groups are larger.
+    One seed per device needs no more memory on a device than a run with a single seed. On one device, both run the same
+    compiled programs. With `low_memory` every group loads the networks again, so groups are larger.
     """
     return devices * (_LOW_MEMORY_SEEDS if low_memory else 1)
 
@@ -121,7 +122,7 @@ def run(make: Callable[..., Output], call: Mapping[str, Any], job: Job, folder: 
     with compilations() as compiling, _numbered(folder) as number, pictures_reported_elsewhere():
         for group, size in groups(job.seeds, most):
             seeds = [seed for seed in group for _ in rows]
-            # Later groups would repeat the warnings of the first one.
+            # Later groups would repeat the first group's warnings.
             quiet = muted() if done else nullcontext()
             with quiet, styled(**_bar(group[:size], len(job.seeds))):
                 result = make([job.prompt] * len(seeds), rows * len(group), **{**call, "seed": seeds})
@@ -142,7 +143,7 @@ def run(make: Callable[..., Output], call: Mapping[str, Any], job: Job, folder: 
             png.save(sheet.draw(), last, {"picture": "sheet", **job.known, "seed": stored_seed(job.seeds)})
             click.echo(f"Wrote {last}")
     if last is not None:
-        click.echo(f"Settings, and the command that repeats it: sega-jax info {shlex.quote(str(last))}")
+        click.echo(f"Settings, and the command that reproduces the file: sega-jax info {shlex.quote(str(last))}")
     if not missing:
         advise(job)
     return missing
@@ -184,7 +185,7 @@ def _cells(result: Output, start: int, count: int) -> list[Cell]:
 
 
 def _write_seed(folder: Path, number: str, job: Job, seed: int, cells: Sequence[Cell]) -> tuple[list[Path], list[str]]:
-    """Writes a seed's pictures. Returns the paths of the written ones, and the names of those that are not finite."""
+    """Writes a seed's pictures. Returns the written files, and the names of non-finite pictures."""
     several = len(job.seeds) > 1
     stem = f"{number}-seed{seed}" if several else number
     paths, missing = [], []
@@ -205,8 +206,7 @@ def _write_seed(folder: Path, number: str, job: Job, seed: int, cells: Sequence[
 def _numbered(folder: Path) -> Iterator[str]:
     """Yields the first number that no file name in the folder starts with, such as "0001".
 
-    A hidden file reserves the number until the `with` block ends, so that no other run that is writing to the folder
-    uses it.
+    A hidden file reserves the number until the `with` block ends, so that no other run writing to the folder uses it.
     """
     taken = {begin[1] for path in folder.iterdir() if (begin := re.match(r"([0-9]{4,})-", path.name))}
     number = 0

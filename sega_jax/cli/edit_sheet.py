@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 # In pixels: the side length up to which small pictures are enlarged, and the maximum total width of all columns.
 _SIDE, _WIDTH = 384, 2048
-# The maximum number of pictures in a row, and the higher maximum to use when the first would give more than four rows.
+# The maximum number of pictures in a row, and a larger one for sheets that would otherwise have more than four rows.
 _COLUMNS, _MANY_COLUMNS = 8, 16
 _INK, _GREY, _EMPTY = "#1f2328", "#656d76", "#eaeef2"
 _SIGNS = {"+": "#116329", "-": "#a40e26"}

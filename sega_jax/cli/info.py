@@ -25,7 +25,7 @@ from sega_jax.systems.registry import named
 def info(file: Path) -> None:
     """Prints a picture's settings and command.
 
-    FILE is a PNG that `sega-jax edit` or a sweep wrote. The last line is the command that makes the picture again.
+    FILE is a PNG that `sega-jax edit` or a sweep wrote. The last line is the command that reproduces the picture.
     """
     with plainly():
         known = png.settings(file)

@@ -58,7 +58,7 @@ def call_options() -> list[click.Option]:
 
 
 def only_for(titles: list[str]) -> str:
-    """Returns a help-text sentence that names the families with an option, or "" if all families have it."""
+    """Returns a help-text sentence that names the families that have an option, or "" if all families have it."""
     others = [system.title for system in systems().values() if system.title not in titles]
     if not others:
         return ""

@@ -19,13 +19,13 @@ from sega_jax.text import caption_cleaning
 
 # Arguments of a later stage that the cascade sets.
 _OWN = (*SHARED, "negative_prompt", "images_per_prompt", "seed", "height", "width", "image")
-# The number of pictures that a stage processes at once with --low-memory: one seed's two, without and with edits.
+# The number of pictures that a stage processes at once with --low-memory: one seed's pictures without and with edits.
 _LOW_MEMORY_ROWS = 2
 _OTHERS = ("edited", "clean_captions", "low_memory")
 
 
 def later_stages() -> dict[str, System]:
-    """Returns {name: stage} for all stages of all cascades except the first stages."""
+    """Returns {name: stage} for the later stages of all cascades."""
     stages: dict[str, System] = {}
     for system in starting_systems():
         stages |= system.stages
@@ -68,7 +68,7 @@ def options() -> list[click.Option]:
             ["--clean-captions"],
             is_flag=True,
             default=None,
-            help="Clean the texts in the same way as the captions of the training data.",
+            help="Clean the texts in the same way as the training captions.",
         ),
         click.Option(
             ["--low-memory"],
@@ -126,7 +126,7 @@ def check_family(system: System, model: str, given: Mapping[str, Any], *, image:
 
     Args:
         model: the checkpoint's name, for error messages.
-        image: whether the command names a picture. If so, a later stage can be the model: it enlarges the picture.
+        image: whether the command names a picture. If so, the model can be a later stage, which enlarges this picture.
 
     Raises:
         ValueError: the model is a later stage but no picture is given, or an option applies to cascades but the model

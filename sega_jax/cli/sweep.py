@@ -25,11 +25,11 @@ class _FileOrCommand(click.Group):
 
 @click.group(cls=_FileOrCommand, options_metavar="", subcommand_metavar="FILE [OPTIONS] | COMMAND FOLDER [OPTIONS]")
 def sweep() -> None:
-    """Makes pictures over many settings.
+    """Makes pictures with many combinations of settings.
 
-    FILE is a TOML file of prompts, seeds, edits and axes over their settings. The guide notebooks/sweeps.ipynb explains
-    it with examples, and help(sega_jax.sweep.Sweep) in Python describes it completely. The same command continues an
-    interrupted sweep. The other commands show and measure the pictures in the sweep's FOLDER.
+    FILE is a TOML file with prompts, seeds, edits, and axes that vary their settings. The guide notebooks/sweeps.ipynb
+    explains it with examples, and help(sega_jax.sweep.Sweep) in Python describes it completely. The same command
+    continues an interrupted sweep. The other commands show and measure the pictures in the sweep's FOLDER.
     """
 
 
@@ -38,7 +38,7 @@ def sweep() -> None:
 @click.option(
     "--out",
     metavar="FOLDER",
-    help="The folder for the pictures: a path, or a URL such as gs://...  [default: sega-jax-out/ and the file's name]",
+    help="The folder for the pictures: a path, or a URL such as gs://...  [default: sega-jax-out/NAME for NAME.toml]",
 )
 @click.option(
     "--rows",
@@ -49,9 +49,11 @@ def sweep() -> None:
 )
 @click.option("--share/--no-share", default=True, help="Compute model calls that pictures share only once.")
 @click.option(
-    "--worker", metavar="I/N", help="The number of this worker among N, such as 2/16.  [default: JAX's process]"
+    "--worker",
+    metavar="I/N",
+    help="This worker's number and the number of workers, such as 2/16.  [default: JAX's process]",
 )
-@click.option("--dry-run", is_flag=True, help="Print the pictures, the work and the memory, and draw nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the number of pictures, the work and the memory, then stop.")
 def run(file: Path, out: str | None, rows: int | None, share: bool, worker: str | None, dry_run: bool) -> None:
     """Makes a sweep's missing pictures.
 
@@ -72,7 +74,7 @@ def run(file: Path, out: str | None, rows: int | None, share: bool, worker: str 
             if (kept := sweeps.kept(folder)) is not None:
                 if kept.to_json() != plan.to_json():
                     raise ValueError(_other_plan(folder))
-                click.echo(_time_left(folder) or "no time is known before the first batch is done")
+                click.echo(_time_left(folder) or "the remaining time is unknown until the first batch is done")
             return
         if "://" not in folder:
             writable(Path(folder))
@@ -99,8 +101,8 @@ def _plan(sweep: sweeps.Sweep, facts: sweeps.Facts, folder: str, rows: int | Non
     """Returns the plan of a sweep.
 
     Args:
-        rows: the maximum number of rows in a batch. None reuses the maximum of the folder's plan if that plan is for
-            the same sweep, and otherwise means as many rows as fit into memory.
+        rows: the maximum number of rows in a batch. With None, it is the maximum of the folder's plan if that plan is
+            for the same sweep, and otherwise the number that fits into memory.
     """
     kept = sweeps.kept(folder)
     if rows is None and kept is not None and kept.sweep == sweep:
@@ -137,7 +139,7 @@ def _other_plan(folder: str) -> str:
 
 
 def _with_rows_of(kept: sweeps.Plan, sweep: sweeps.Sweep, facts: sweeps.Facts, share: bool) -> sweeps.Plan:
-    """Returns the plan of a sweep, in which each stage has the same number of rows as in a stored plan."""
+    """Plans a sweep so that each stage has the same number of rows as in a stored plan."""
     earlier = None
     for facts_of_stage, stage in zip(facts.chain, kept.chain, strict=True):
         earlier = sweeps.plan(sweep, facts_of_stage, stage.rows, share=share, earlier=earlier)
@@ -178,7 +180,7 @@ def status(folder: str) -> None:
 
 
 def _out(default: str, help: str) -> Any:
-    """Returns the option --out of a command that writes a file."""
+    """Returns the --out option of a command that writes a file."""
     return click.option(
         "--out", default=default, show_default=True, type=click.Path(path_type=Path, dir_okay=False), help=help
     )
@@ -263,11 +265,11 @@ def sheet(folder: str, across: str | None, down: str | None, where: tuple[str, .
 
 @sweep.command()
 @click.argument("folder")
-@click.option("--y", required=True, metavar="COLUMN", help="What to plot: a metric or any column of numbers.")
+@click.option("--y", required=True, metavar="COLUMN", help="The column to plot: a metric or other numbers.")
 @click.option("--x", required=True, metavar="AXIS", help="The horizontal axis.")
 @click.option("--by", metavar="AXIS", help="Draw one line for each value of this axis.")
 @_FIXED
-@_out("plot.png", "The file to write; its name ends in png, svg or pdf.")
+@_out("plot.png", "The file to write, with the extension png, svg or pdf.")
 def plot(folder: str, y: str, x: str, by: str | None, where: tuple[str, ...], out: Path) -> None:
     """Plots means over an axis, with 95 % intervals."""
     with plainly():
@@ -291,7 +293,7 @@ def report(folder: str, across: str | None, down: str | None, title: str | None,
 
 
 def _fixed(results: sweeps.Results, where: tuple[str, ...]) -> dict[str, Any]:
-    """Reads the --where options. Values are spelled as they appear on the sheets.
+    """Reads the --where options. Values are written as on the sheets.
 
     Raises:
         ValueError: an option is malformed, or no picture has the value.
@@ -313,7 +315,7 @@ def _describe(plan: sweeps.Plan) -> str:
     counts = plan.counts
     saved = 1 - counts.evaluations / counts.alone
     change = "the same as" if saved == 0 else f"{abs(saved):.1%} {'fewer' if saved > 0 else 'more'} than {counts.alone}"
-    best = f" ({counts.shared} if all common model calls were shared and no batch were padded)"
+    best = f" ({counts.shared} if all common model calls were shared and no batch was padded)"
     return "\n".join(
         [
             f"pictures: {counts.pictures} (from {counts.points} points); batches: {counts.batches};"

@@ -52,8 +52,8 @@ def verify(ctx: click.Context, model: str, tolerance: float, noise: Path, **opti
     """Compares a checkpoint with published pictures.
 
     MODEL is a Stable Diffusion 1.5 checkpoint: a folder in diffusers layout, owner/name on the hub, or a single file.
-    Its pictures are compared with three that diffusers published. The command prints a report that can be pasted into
-    an issue. The exit status is 0 if all three pictures are equal within the tolerance, and 1 otherwise.
+    Its pictures are compared with three pictures that diffusers published. The command prints a report that can be
+    pasted into an issue. The exit status is 0 if all three pictures are equal within the tolerance, and 1 otherwise.
     """
     with plainly():
         given = parsed(LoadOptions, {name: value for name, value in options.items() if value})

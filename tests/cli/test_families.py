@@ -29,7 +29,7 @@ def _three_devices(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="module")
 def files(first, second, upscaler, least_xl, tmp_path_factory):
-    """Writes LoRAs for all families and textual inversions, and returns their folder."""
+    """Writes textual inversions, and LoRAs for all families, and returns the folder of all files."""
     where = tmp_path_factory.mktemp("files")
     both = {"unet": [UNET_LAYER], "text_encoder": [T5_LAYER]}
     loras.write(where / "1.safetensors", first.models, both)
@@ -210,7 +210,7 @@ FAMILIES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_several_seeds(stages, paella_folder, least_xl_folder, tmp_path, monkeypatch, name):
-    """Three devices make the pictures of four seeds in two groups, or in one group with --low-memory."""
+    """Three devices make pictures from four seeds in two groups; with --low-memory, in one group."""
     monkeypatch.chdir(tmp_path)
     Image.fromarray(RNG.integers(0, 256, (8, 8, 3), np.uint8)).save("small.png")
     model = {**stages, "xl": least_xl_folder, "paella": paella_folder}[name]

@@ -47,7 +47,8 @@ def pictures(folder):
 
 
 def check(words, tmp_path, monkeypatch, prompt="a cat", **loading):
-    """Checks that the command makes the same pictures as a Python call, and that `info`'s command reproduces them."""
+    """Checks that the command makes the same pictures as a Python call, and that the command from `info` reproduces
+    them."""
     settings = ["--prompt", prompt, "--edit", "hat:warmup=0", "--steps", 2]
     result = edit(*words, *settings, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
@@ -79,7 +80,7 @@ def test_a_single_file_with_a_separate_tokenizer(files, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_loras(files, tmp_path, monkeypatch):
-    """A LoRA is given either as a relative path with a scale, or as the folder that contains it."""
+    """Covers a LoRA given as a relative path with a scale, and a LoRA given as a folder."""
     monkeypatch.chdir(files)
     style = files / "style"
     style.mkdir()
@@ -129,7 +130,7 @@ def test_textual_inversions(files, tmp_path, monkeypatch, given, prompt, named):
         (["--textual-inversion", "a=b.safetensors"], "does not store its word"),
         (
             ["--textual-inversion", "toy.safetensors", "--textual-inversion", "<x>=a=b.safetensors"],
-            "should name its word",
+            "needs a word, as in",
         ),
         (
             ["--textual-inversion", "<x>=toy.safetensors", "--textual-inversion", "<x>=a=b.safetensors"],

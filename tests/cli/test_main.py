@@ -1,4 +1,4 @@
-"""The commands `edit` and `info`: their files and messages, bad input, and Ctrl-C."""
+"""The commands `edit` and `info`: their files and messages, invalid input, and Ctrl-C."""
 
 import os
 import random
@@ -235,7 +235,7 @@ def test_pictures_that_are_not_finite_are_not_written(least_folder, tmp_path):
     words = ["--steps", 2, "--edit", "hat:scale=3e38,warmup=0", "--out", tmp_path]
     result = run("edit", "--model", least_folder, "--prompt", "cat", *words)
     assert result.exit_code == 1
-    assert "not every picture is finite, and these were not written: edited;" in result.output
+    assert "pictures with NaN or infinity were not written: edited;" in result.output
     assert [path.name for path in tmp_path.glob("*.png")] == ["0001-original.png"]
 
 

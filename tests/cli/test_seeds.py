@@ -1,5 +1,4 @@
-"""Several seeds in the shell: how they are written and grouped, the files, and the commands that reproduce each
-picture."""
+"""Several seeds in the shell: their notation and groups, the files, and the commands that reproduce each picture."""
 
 import itertools
 import random
@@ -97,7 +96,7 @@ def test_seeds_are_read(given, seeds):
         (["--seed", "1,4,1"], "--seed='1,4,1' gives the seed 1 more than once; give each seed once"),
         (["--seed", "1-5,3"], "gives the seed 3 more than once"),
         (["--seed", "0-1000000000"], "--seed='0-1000000000' gives too many seeds; give at most 65536"),
-        (["--seed", "1-257"], "pictures of 257 seeds, but sega-jax edit makes at most 256 at a time; give fewer, or"),
+        (["--seed", "1-257"], "pictures from 257 seeds, but sega-jax edit makes at most 256 at a time; give fewer"),
         (["--images-per-prompt", "1000000000"], "--images-per-prompt=1000000000 should be from 1 to 65536"),
         (["--images-per-prompt", "257"], "makes at most 256 at a time"),
         (["--images-per-prompt", "0"], "--images-per-prompt=0 should be from 1 to 65536"),

@@ -1,5 +1,5 @@
-"""`sega-jax verify`, tested with a small checkpoint instead of Stable Diffusion 1.5, and with a picture recorded from
-it."""
+"""`sega-jax verify`, tested with a small checkpoint instead of Stable Diffusion 1.5, and a recorded picture from that
+checkpoint."""
 
 import math
 import shutil

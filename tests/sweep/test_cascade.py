@@ -1,5 +1,5 @@
-"""Tests sweeps of cascades: each stage has its own plan and is loaded once, and the pictures equal those of a
-cascade."""
+"""Tests sweeps of cascades: each stage has its own plan and is loaded once, and the pictures equal a cascade's
+pictures."""
 
 import shlex
 
@@ -100,7 +100,7 @@ def test_stages_have_their_own_settings(stages, cascade, loaded, tmp_path):
 
 @pytest.mark.slow
 def test_edits_guide_the_listed_stages(stages, cascade, tmp_path):
-    """An edit guides only the stages that it lists. Common prefixes are shared within each stage."""
+    """Edits guide only the stages that `edited` lists. Common prefixes are shared within each stage."""
     edited = [["stage1"], ["stage2"], ["stage1", "stage2"]]
     plan = planned(ablation_of(stages, seed=[0], edited=edited, **{"hat.scale": [4, 8]}))
     # All points without edits in the first stage share one picture of that stage.

@@ -1,4 +1,4 @@
-"""Tests sweeps of families other than Stable Diffusion: pictures made with shared prefixes equal those of single
+"""Tests sweeps of families other than Stable Diffusion: pictures made with shared prefixes equal pictures from single
 calls."""
 
 import shlex
@@ -18,8 +18,8 @@ HAT = {"hat": {"threshold": 0.5, "scale": 8, **MOMENTUM}}
 
 
 def plan_of(folder, rows=2, seeds=2, **axes):
-    """Plans pictures that share prefixes: for each combination of the other settings, the edit begins at call 2 or 4 of
-    6."""
+    """Plans pictures that share prefixes: for each combination of the other settings, the edit begins at call 2 and at
+    call 4 of 6."""
     ablation = sweep.Sweep(
         model={"source": str(folder)},
         call={"prompt": "a cat", "steps": 6},
@@ -77,7 +77,7 @@ def test_sdxl_distinguishes_no_and_an_empty_negative_prompt(least_xl_folder):
     )
     plan = sweep.plan(ablation, sweep.Facts.of(ablation), rows=2)
     assert sweep.Plan.from_json(plan.to_json()) == plan
-    # The pictures are in different batches, since one call cannot have both.
+    # The pictures are in different batches, since one call cannot combine an empty and a missing negative prompt.
     assert [len(batch.points) for batch in plan.batches] == [1, 1]
 
 
@@ -128,7 +128,7 @@ def test_paella_refuses_other_families_settings(paella_folder, call, message):
 @pytest.mark.parametrize("stage", ["stage2", "upscaler"])
 def test_families_that_enlarge_pictures_require_one(stages, stage):
     ablation = sweep.Sweep(model={"source": str(stages[stage])}, call={"prompt": "a cat"})
-    with pytest.raises(ValueError, match="enlarges pictures and needs one; give image in"):
+    with pytest.raises(ValueError, match="enlarges pictures and needs a picture; give image in"):
         sweep.plan(ablation, sweep.Facts.of(ablation))
 
 
@@ -174,7 +174,7 @@ def family(name, request):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["least_xl", "first", "second", "paella"])
 def test_every_family_follows_its_plan(name, request, tmp_path):
-    """The sweep makes exactly the planned evaluations, and its pictures equal those of single calls.
+    """The sweep makes exactly the planned evaluations, and its pictures equal pictures from single calls.
 
     If it crashes in the second of two batches and is resumed, the pictures are bit-identical.
     """

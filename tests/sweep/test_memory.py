@@ -1,4 +1,4 @@
-"""Tests a sweep's estimates: of memory, from the compiler's analysis, and of time, from the records."""
+"""Tests a sweep's estimates of memory (from the compiler's analysis) and of time (from the records)."""
 
 import jax
 import numpy as np
@@ -32,7 +32,7 @@ def facts(ablation):
 
 @pytest.mark.slow
 def test_memory_matches_the_compiled_program(ablation, facts, least, one_by_default):
-    """The estimated memory of a row is at least what the pipeline's own program needs per row."""
+    """The estimated memory of a row is at least the memory that the pipeline's own program needs per row."""
     estimate = sweep.needed(sweep.plan(ablation, facts, 2))
     networks = [least.models, *([] if least.safety is None else [least.safety.checker])]
     assert estimate.weights == sum(leaf.nbytes for leaf in jax.tree.leaves(networks))

@@ -158,12 +158,12 @@ def steps_of(batch):
 
 def test_points_are_grouped_into_batches():
     """Batches of a program are consecutive. A batch has one program, scheduler and number of steps. The last batch is
-    padded, or the program's batches have fewer rows if that needs less padding."""
+    padded, unless batches with fewer rows need less padding."""
     sweep = sweep_of(seed=range(5), steps=[11, 20], edits=[["glasses"], ["beard"], ["glasses", "beard"]])
     planned = plan(sweep, FACTS, rows=4, share=False)
     assert [(b.program.concepts, steps_of(b), b.program.rows, len(b.points)) for b in planned.batches] == [
         *[(1, 11, 4, 4), (1, 11, 4, 4), (1, 11, 4, 2), (1, 20, 4, 4), (1, 20, 4, 4), (1, 20, 4, 2)],
-        # Five pictures take two batches of three rows, since two batches of four rows would need more padding.
+        # Five pictures form two batches of three rows, since two batches of four rows would need more padding.
         *[(2, 11, 3, 3), (2, 11, 3, 2), (2, 20, 3, 3), (2, 20, 3, 2)],
     ]
     assert sorted(i for batch in planned.batches for i in batch.points) == list(range(30))
@@ -256,12 +256,12 @@ def test_fewest_evaluations_with_sharing():
     assert shared({"a": {"warmup": 10}}, **eight) == (8 * 150, 10 * 3 + 8 * 40 * 3)
     # The same holds for each seed.
     assert shared({"a": {"warmup": 10}}, seed=range(5), **eight) == (5 * 1200, 5 * 990)
-    # Here, there are two concepts, which cool down at call 25.
+    # Two concepts cool down at call 25.
     two = {"a": {"warmup": 10, "cooldown": 25}, "b": {"warmup": 10, "cooldown": 25}}
     assert shared(two, **eight) == (8 * 200, 10 * 4 + 8 * (15 * 4 + 25 * 2))
     # The pictures depart at several calls: the trunk extends to the last departure.
     assert shared({"a": {}}, **{"a.warmup": [5, 10, 20]}) == (450, 20 * 3 + (45 + 40 + 30) * 3)
-    # With different concepts, only the states are shared, and not the concepts' predictions.
+    # With different concepts, only the states are shared, but not the concepts' predictions.
     assert shared({"a": {}}, **{"a.concept": ["x", "y"]}) == (300, 10 * 4 + 2 * 40 * 3)
     # Without momentum, a concept's prediction is needed only from its warm-up on.
     assert shared({"a": {"momentum_scale": 0}}, **eight) == (1200, 10 * 2 + 8 * 40 * 3)

@@ -80,8 +80,8 @@ def test_resuming_after_a_crash(least, least_folder, tmp_path):
 
 
 def test_forks_are_prepared_and_fetched_in_parallel(least, least_folder, monkeypatch):
-    """Each fork waits until the next fork has begun and the previous one is fetched, which would never happen in a
-    sequential run."""
+    """Each fork waits until the next fork has begun and the previous one is fetched. In a sequential run, this would
+    never happen."""
     plan = planned(least_folder, True)
     expected, _ = make_pictures(plan, least)
     begin, finish, place = (getattr(_Shared, name) for name in ("_begin", "_finish", "_place"))
@@ -183,8 +183,8 @@ def test_running_out_of_memory_at_a_departure(least, least_folder, tmp_path, mon
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["_begin", "_finish", "_place"])
 def test_interruption_and_lack_of_memory(least, least_folder, tmp_path, monkeypatch, where):
-    """Wherever a sweep is interrupted or runs out of memory, it continues with half of the rows and makes the same
-    pictures."""
+    """An interrupted sweep is resumed, and runs out of memory in the same method. It continues with half of the rows
+    and makes the same pictures."""
     plan = planned(least_folder, True)
     expected, _ = make_pictures(plan, least)
     real = getattr(_Shared, where)

@@ -50,7 +50,7 @@ def colour(settings):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Returns the folder of a sweep that has one picture full of NaN, and whose last batch is not finished yet."""
+    """Returns the folder of a sweep with one picture full of NaN and an unfinished last batch."""
     where = tmp_path_factory.mktemp("sweep")
     grid = {"prompt": ["a cat", "a <script>"], "seed": SEEDS, "hat.scale": SCALES, "hat.warmup": WARMUPS}
     ablation = sweep.Sweep(call={"steps": 12, "guidance_scale": 3.0}, edits={"hat": {}}, grid=grid)
@@ -182,7 +182,8 @@ def test_distance_to_the_unedited_picture(results):
     rows = results.where({"prompt": "a cat", "seed": 1, "hat.warmup": 2})
     images = np.stack([np.asarray(results.picture(row)) for row in rows])
     values = dict(zip([row["hat.scale"] for row in rows], sweep.distance(results)(images, rows), strict=True))
-    # Two unedited pictures match, and either may be used. In a real sweep they are equal; here their blue differs.
+    # Two unedited pictures match, and either may be used. In a real sweep, the two are equal; here, their blue channels
+    # differ.
     assert values[-2.0] == pytest.approx(values[4.0], rel=0.5)
     assert values[-2.0] > 60 / 255 / np.sqrt(3) - 1e-9
     other = results.where({"prompt": "a cat"})[0] | {"prompt": "a bird"}

@@ -262,7 +262,7 @@ def test_the_shell(shell, tmp_path, least, monkeypatch):
 
 @pytest.mark.slow
 def test_the_first_worker_decides_the_rows(shell, tmp_path, least, monkeypatch):
-    """Another worker writes its plan while this one is still planning."""
+    """Another worker writes its plan while this worker is still planning."""
     monkeypatch.setattr(loading, "load", lambda *_, **__: least)
     fitted, ablation = sweep.fitted, sweep.Sweep.read(tmp_path / "cats.toml")
 

@@ -1,5 +1,5 @@
 """Tests settings of sweeps other than numbers and text: input pictures, LoRAs, textual inversions, text options and
-tiled decoding. Every picture equals that of a single call."""
+tiled decoding. Every picture equals the picture from a single call."""
 
 import re
 import shlex
@@ -154,7 +154,8 @@ def test_textual_inversions(folder, pipe, files, tmp_path):
 
 @pytest.mark.slow
 def test_texts_of_different_lengths_are_in_different_batches(folder, pipe, files, tmp_path):
-    """In a common batch, a short text would be padded to the longest one, which would change its picture."""
+    """In a common batch, a short text would be padded to the length of the longest text, and its picture would
+    change."""
     call = {"prompt": None, "long_prompts": True, "weighted": True}
     plan = planned(folder, files, call=call, prompt=["a (cat:1.5)", "a cat " * 20])
     assert all(len({plan.point(i).call["prompt"] for i in batch.points}) == 1 for batch in plan.batches)
@@ -239,7 +240,7 @@ def test_families_without_adapters(paella_folder, files):
 
 
 def test_changed_files_are_noticed(folder, pipe, files, tmp_path):
-    """A changed file changes the pictures' names in new plans, and earlier plans refuse to run with it."""
+    """A changed file changes the pictures' names in new plans, and running an earlier plan raises an error."""
     image = tmp_path / "a.png"
     Image.open(files / "16-0.png").save(image)
     plan = planned(folder, tmp_path, call={"image": "a.png"})

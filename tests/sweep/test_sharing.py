@@ -1,5 +1,5 @@
-"""Tests shared prefixes with the guidance itself: pictures that start from a shared trunk, and for which only the
-needed predictions are computed, are equal, bit for bit, to pictures made separately."""
+"""Tests shared prefixes with the guidance itself. Pictures that start from a shared trunk, with only the needed
+predictions, equal separately made pictures bit for bit."""
 
 from functools import cache, partial
 
@@ -156,7 +156,7 @@ def test_sharing_makes_the_same_pictures(group, separate):
 
 
 def test_pictures_depart_as_late_as_possible(group, separate):
-    """States equal the unedited picture's up to the departure, and the next state differs."""
+    """Up to the departure, a picture's states equal the unedited picture's states; the next state differs."""
     plain = separately(group[0]._replace(edits={"a": Edit("a", scale=0)}))
     left = [sharing.departure(point, CALLS) for point in group]
     for states, call in zip(separate, left, strict=True):

@@ -1,4 +1,5 @@
-"""Tests that several workers share a sweep: they make all pictures and record each once, even if some die early."""
+"""Tests that several workers share a sweep: they make all pictures and record each picture once, even if some workers
+die early."""
 
 import json
 import os

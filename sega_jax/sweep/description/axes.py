@@ -57,7 +57,7 @@ class Block(NamedTuple):
 
     axes: Mapping[str, Any]  # {setting: `Values`}, in a sample also {setting: `Uniform`}
     length: int
-    key: int | None = None  # the seed of a sample's draws; None for axes that are not sampled
+    key: int | None = None  # the seed for a sample's draws; None for axes that are not sampled
 
     def settings(self, i: int) -> dict[str, Any]:
         """Returns the settings of point i."""

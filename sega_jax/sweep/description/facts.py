@@ -209,7 +209,7 @@ def changes_text(facts: Facts, adapters: tuple[tuple[str, Pairs], ...], files: t
 
     Args:
         adapters: (kind, (file, value) pairs) for each kind of adapter ("lora", "textual_inversion").
-        files: (path, SHA-256) of each file. They are part of the cache's key, so a changed file is read again.
+        files: (path, SHA-256) of each file. The hashes are part of the cache's key, so a changed file is read again.
 
     Raises:
         CheckpointError: a file does not fit the checkpoint.
@@ -271,7 +271,7 @@ def _scheduler(config: str, name: str | None) -> Scheduler:
     return scheduler if name is None else as_scheduler(name, scheduler.config)
 
 
-# A placeholder for any picture where only the picture's presence matters.
+# A placeholder for a picture, used where only the presence of a picture matters.
 _PICTURE = np.zeros((1, 1, 3), np.uint8)
 
 

@@ -80,7 +80,7 @@ def check_known(key: str, edits: Mapping[str, Any], where: str) -> None:
 
 
 def kind_of(key: str) -> Kind | None:
-    """Returns the kind of a call setting's or an adapter setting's values; None for any other setting."""
+    """Returns the kind of value of a call setting or an adapter setting; None for any other setting."""
     stage, name = stages.split(key)
     if name in ADAPTERS:
         return adapter_kinds()[name]

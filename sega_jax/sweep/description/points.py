@@ -28,7 +28,7 @@ class Point(NamedTuple):
     """The complete settings of one picture."""
 
     settings: tuple[tuple[str, Any], ...]  # (name, value) of all arguments of the call that a sweep may vary
-    shared: tuple[tuple[str, Any], ...]  # the arguments that all pictures of a batch share, and those that are None
+    shared: tuple[tuple[str, Any], ...]  # the arguments that all pictures of a batch share, and arguments that are None
     outline: tuple[tuple[str, Any], ...]  # `shared`, with True in place of each picture; determines the schedule
     plain: tuple[tuple[str, Any], ...]  # the arguments that affect a picture even without edits
     scheduler: str | None  # None for the checkpoint's scheduler
@@ -44,7 +44,7 @@ class Point(NamedTuple):
 
 
 def point(settings: Mapping[str, Any], sweep: Sweep, facts: Facts) -> Point:
-    """Returns the complete settings of a point; for a cascade, those of the stage that `facts` describes.
+    """Returns the complete settings of a point; for a cascade, the settings of the stage that `facts` describes.
 
     Args:
         settings: the point's settings as the sweep specifies them, {key: value}.
@@ -82,7 +82,7 @@ def _point(settings: Mapping[str, Any], sweep: Sweep, facts: Facts) -> Point:
     pictures = {name: values[name] for name in pictures_of(facts.declaration) if values[name] is not None}
     if facts.sizes.enlarges and not pictures:
         raise ValueError(
-            f"{facts.family.title} enlarges pictures and needs one; give image in [call], or as an axis in [grid]"
+            f"{facts.family.title} enlarges pictures and needs a picture; give image in [call], or as an axis in [grid]"
         )
     size = next((_size(path, sweep) for path in pictures.values()), None)
     height, width, _ = shape_from(facts.sizes, values["height"], values["width"], size)

@@ -66,8 +66,8 @@ class Sweep:
 
     Settings are named after `Pipeline`'s arguments ("prompt", "seed", "steps", "guidance_scale", ...); "scheduler"
     names a scheduler, and "edits" lists the active edits. Settings of an edit start with its name ("glasses.scale"),
-    and settings of a cascade's later stage start with the stage's name ("stage2.steps"); "edited" lists the stages that
-    the edits guide.
+    and settings of a later stage of a cascade start with the stage's name ("stage2.steps"); "edited" lists the stages
+    that the edits guide.
 
     An axis is the list of values of one setting. It may also be written as {"from", "count", "step"} for equally
     spaced numbers, {"file"} for the lines of a text file, {"glob"} for the files that match a pattern, or, in a sample,
@@ -242,7 +242,8 @@ class Sweep:
         return math.prod(block.length for block in self.blocks)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        """Returns the settings that the sweep specifies for point i, {key: value}; others have defaults."""
+        """Returns the settings that the sweep specifies for point i, {key: value}; other settings have their
+        defaults."""
         if not 0 <= i < len(self):
             raise IndexError(f"point {i} does not exist; the sweep has {len(self)} points, counted from 0")
         settings = dict(self.call)

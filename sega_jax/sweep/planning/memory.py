@@ -1,5 +1,5 @@
-"""Estimates the memory that a sweep needs and the number of rows that fit, from the compiler's analysis and before
-weights are loaded."""
+"""Estimates the memory that a sweep needs and the number of rows that fit, using the compiler's analysis before weights
+are loaded."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ MOST, DEFAULT = 64, 8
 _SPARE = 0.1
 # A plan is accepted if its evaluations exceed the minimum over the tried numbers of rows by at most this fraction.
 _WORTH = 0.03
-# The number of rows of the analysed program. With two rows, only half of the memory that does not depend on the rows is
+# The number of rows in the analysed program. With two rows, only half of the memory that does not depend on the rows is
 # counted per row.
 _ROWS = 2
 
@@ -76,7 +76,7 @@ def needed(plan: Plan) -> Memory:
     """
     pipe, weights = outline(plan.facts)
     if any(batch.adapters for batch in plan.batches):
-        # Two copies are kept of networks that adapters change: one with and one without the adapters.
+        # Networks that adapters change are kept twice: with and without the adapters.
         names = pipe.system.checkpoint.adapters.lora
         changed = [module for part, module in pipe.models._asdict().items() if part in names]
         weights += sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(changed))
@@ -89,7 +89,7 @@ def needed(plan: Plan) -> Memory:
     batch, point = plan.batches[number], plan.point(plan.batches[number].points[0])
     call = prepared(pipe, plan.facts, point)
     row = _row(pipe, call.select([0] * _ROWS), batch.shares)
-    # Two copies are kept of recorded predictions: one as the trunk computes them, and one rearranged for its pictures.
+    # Recorded predictions are kept twice: as the trunk computes them, and rearranged for the trunk's pictures.
     state = int(np.prod(call.shape))
     past = 2 * plan.depth * (2 + batch.program.concepts) * state * 4 if batch.shares else 0
     stats = pipe.devices.devices[0].memory_stats() or {}
@@ -154,7 +154,8 @@ def fitted(sweep: Sweep, facts: Facts, *, share: bool = True) -> Plan:
         share: as for `plan`.
 
     Returns:
-        The plan. It uses the largest of the tried numbers of rows whose evaluations exceed the minimum by at most 3 %.
+        The plan. Of the numbers of rows that it tries, it uses the largest whose evaluations exceed the minimum by at
+        most 3 %.
 
     Raises:
         FileNotFoundError, CheckpointError, TypeError, ValueError: as for `plan`.

@@ -41,9 +41,9 @@ class Program(NamedTuple):
 class Batch(NamedTuple):
     """Pictures that are made and recorded together.
 
-    A program predicts its rows, one picture each, at the same time. A batch without shared prefixes has at most as many
-    pictures as its program has rows; copies of the last picture pad it. A batch with shared prefixes may have up to 16
-    times as many pictures, which are made in the order of a `Schedule`.
+    A program predicts all its rows at the same time, and each row is one picture. A batch without shared prefixes has
+    at most as many pictures as its program has rows; copies of the last picture pad it. A batch with shared prefixes
+    may have up to 16 times as many pictures, which are made in the order of a `Schedule`.
     """
 
     program: Program
@@ -53,8 +53,8 @@ class Batch(NamedTuple):
     points: tuple[int, ...]  # the indices of the points in the sweep
     names: tuple[str, ...]  # the names of the pictures
     shares: bool = False  # whether the pictures share prefixes
-    adapters: tuple[tuple[str, Pairs], ...] = ()  # the LoRAs and textual inversions of all its pictures
-    text_adapters: tuple[tuple[str, Pairs], ...] = ()  # the first stage's LoRAs that change its texts
+    adapters: tuple[tuple[str, Pairs], ...] = ()  # the LoRAs and textual inversions that all its pictures share
+    text_adapters: tuple[tuple[str, Pairs], ...] = ()  # the first stage's LoRAs that change the batch's texts
 
     @property
     def compiled(self) -> Any:
@@ -73,12 +73,12 @@ class Counts(NamedTuple):
     batches: int
     programs: int
     evaluations: int  # as planned, including padding
-    alone: int  # if each picture were made separately
+    alone: int  # the evaluations if each picture were made separately
     shared: int  # the minimum, if every common prefix were computed once and nothing were padded
 
     @property
     def compared(self) -> str:
-        """A phrase that compares the planned evaluations with those needed to make each picture separately."""
+        """A phrase that compares the planned evaluations with making each picture separately."""
         saved = 1 - self.evaluations / self.alone
         if saved == 0:
             return "as many UNet evaluations as making each picture separately"
@@ -153,7 +153,7 @@ class Plan:
         return max((one.departures[-1] for one in self.schedules.values()), default=1) or 1
 
     def concepts(self, program: Program) -> frozenset[int]:
-        """Returns all the different numbers of concepts that forks of the program's batches predict at a call."""
+        """Returns the distinct numbers of concepts that the forks of the program's batches predict at a call."""
         schedules = (self.schedules[i] for i in self.schedules if self.batches[i].program == program)
         return frozenset(count for one in schedules for fork in one.forks for count in fork.concepts)
 
@@ -165,8 +165,8 @@ class Plan:
         """
         total, before, ends = self.counts.evaluations, 0, [0] * workers
         for number in range(len(self.batches)):
-            # All evaluations are divided evenly among the workers. A batch goes to the worker whose part contains its
-            # middle.
+            # All evaluations are divided evenly among the workers. A batch goes to the worker whose part contains the
+            # middle of the batch.
             middle = before + self.evaluations(number) / 2
             ends[min(int(middle * workers / total), workers - 1)] = number + 1
             before += self.evaluations(number)
@@ -211,7 +211,7 @@ class Plan:
         """Reads a plan that `to_json` wrote.
 
         Raises:
-            ValueError: the text is not a plan, or is a plan in the format of a different version.
+            ValueError: the text is not a plan, or its format is from a different version.
         """
         try:
             entries = json.loads(text)
@@ -233,9 +233,9 @@ def plan(sweep: Sweep, facts: Facts, rows: int = 8, *, share: bool = True, earli
     """Groups the points of a sweep into batches.
 
     All pictures of a batch have the same adapters, size, number of concepts, semantics, support, scheduler and steps.
-    Batches with the same adapters are consecutive, so that each adapter is merged once. Among these, batches of the
-    same program are consecutive. Points keep their order. A program gets fewer rows if the reduced padding saves
-    evaluations.
+    Batches with the same adapters are consecutive, so that each adapter is merged once. Among batches with the same
+    adapters, batches of the same program are consecutive. Points keep their order. A program gets fewer rows if this
+    saves evaluations by reducing the padding.
 
     Args:
         sweep: the sweep.
@@ -245,8 +245,8 @@ def plan(sweep: Sweep, facts: Facts, rows: int = 8, *, share: bool = True, earli
         share: whether to compute the common prefix of pictures only once where this saves evaluations. Pictures have a
             common prefix only if they have the same prompts, seed and numeric arguments. Sharing may change the
             rounding of a picture.
-        earlier: in a cascade, the plan of the previous stage. With None, that stage is planned with the same number of
-            rows.
+        earlier: in a cascade, the plan of the previous stage. With None, the previous stage is planned with the same
+            number of rows.
 
     Raises:
         CheckpointError: an adapter does not fit the checkpoint.

@@ -21,7 +21,7 @@ from sega_jax.text.tokenizers import Tokenizer
 from sega_jax.weights.pull import fill
 from sega_jax.weights.tensors import Tensors
 
-# A metric maps uint8 pictures [n, height, width, 3] and their rows of results to numbers [n]. NaN means "no value".
+# A metric maps uint8 pictures [n, height, width, 3] and their rows in the results to numbers [n]. NaN means "no value".
 Metric = Callable[[np.ndarray, Sequence[Row]], Any]
 _BLOCK = 64
 
@@ -119,7 +119,7 @@ def distance(results: Results) -> Metric:
     """Returns a metric: the distance between a picture and the unedited picture with otherwise equal settings.
 
     The distance between pictures a and b is sqrt(mean((a - b)^2)) over all pixels and RGB channels, whose values are
-    scaled from 0 to 255 to [0, 1]. The distance therefore has no unit: 0 means equal pictures, and 1 is the distance
+    scaled from [0, 255] to [0, 1]. The distance therefore has no unit: 0 means equal pictures, and 1 is the distance
     between black and white. A picture is unedited if its point has `edits = []`, or a scale or weight of 0 in every
     edit. A picture without an unedited counterpart in the sweep has no distance.
 
@@ -163,7 +163,7 @@ def clip_score(folder: str | Path, text: str | None = None) -> Metric:
     Args:
         folder: a local folder with a CLIP model in transformers' layout, such as a copy of
             openai/clip-vit-base-patch32.
-        text: the text to compare with; None compares with each picture's prompt.
+        text: the text to compare with; None compares each picture with its prompt.
 
     Raises:
         CheckpointError: a file of the model is missing or broken.

@@ -28,7 +28,7 @@ def plot(
 ) -> Any:
     """Plots the mean of a column over an axis, with 95 % intervals.
 
-    The interval is 1.96 standard errors over all pictures with a value, assuming that they are independent.
+    The interval is 1.96 standard errors over all pictures with a value, assuming that the pictures are independent.
 
     Args:
         results: the sweep's results.

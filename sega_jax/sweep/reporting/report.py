@@ -78,7 +78,7 @@ def _about(results: Results) -> str:
     first, seconds = pictures[0], sum(row["seconds"] for row in pictures)
     counts, last = results.plan.counts, results.plan.facts.prefix
     return (
-        f"{len(pictures)} of {counts.pictures} pictures, {first[f'{last}width']} × {first[f'{last}height']}, of"
+        f"{len(pictures)} of {counts.pictures} pictures, {first[f'{last}width']} × {first[f'{last}height']}, made by"
         f" {first['model'] or 'the demo model'} in {first['dtype']};"
         f" {first['scheduler'] or 'its own schedule'}; {seconds:.0f} s on {first['devices']} ×"
         f" {first['device']}; sega_jax {first['sega_jax']}, JAX {first['jax']};"
@@ -87,7 +87,7 @@ def _about(results: Results) -> str:
 
 
 def _values(values: list[Any]) -> str:
-    """Lists an axis's values. If there are more than 12, it lists the first five, the last and the number of values."""
+    """Lists an axis's values. If there are more than 12, it lists the first five, the last one and the total."""
     shown = [show(value) for value in values]
     return ", ".join(shown) if len(shown) <= 12 else f"{', '.join(shown[:5])}, … {shown[-1]} ({len(shown)})"
 

@@ -8,9 +8,9 @@
     stages/stage1/               in a cascade: the folder of an earlier stage, whose pictures are arrays of floats
 
 Every file is either complete or absent, and the records of a batch are written after its pictures. A batch is therefore
-done when its records exist. A batch that was interrupted earlier is made again, with the same pictures. Several workers
-may share the folder. Two workers may make the same picture, but it is recorded once, because a batch has one file of
-records.
+done when its records exist. A batch that was interrupted before that is made again, with the same pictures. Several
+workers may share the folder. Two workers may make the same picture, but it is recorded once, because a batch has one
+file of records.
 """
 
 from collections.abc import Iterable

@@ -2,9 +2,9 @@
 
 A worker renews its lease while it makes a share. It first takes its own share, even if another worker holds the lease.
 Then it takes other unfinished shares whose leases are stale. A lease is stale if it has not changed for `patience`
-seconds, or if the process that wrote it ran on this machine and has ended. The seconds are measured by the observer's
-clock, so that clocks of different machines are never compared. If two workers take a share at the same time, the last
-writer holds the lease, and the other worker leaves the share after its current batch.
+seconds, or if the process that wrote it ran on this machine and has ended. Each worker measures these seconds with its
+own clock, so that the clocks of different machines are never compared. If two workers take a share at the same time,
+the last writer holds the lease, and the other worker leaves the share after its current batch.
 """
 
 import json
@@ -28,7 +28,7 @@ class Leases:
         where: the store of the sweep's folder.
         worker: the worker's number, counted from 0.
         workers: the number of workers; each has one share.
-        patience: how long, in seconds, a lease may stay unchanged before it is considered stale. All workers must have
+        patience: how long, in seconds, a lease may stay unchanged before it is considered stale. All workers must use
             the same value.
     """
 

@@ -23,8 +23,9 @@ from sega_jax.sweep.planning.sharing import Fork, Schedule
 from sega_jax.systems import programs
 from sega_jax.systems.base import Static
 
-# A function of a picture's index in the batch, the picture [height, width, 3], whether it is finite, and whether the
-# safety checker flagged it (None without a checker). It may be called from a different thread.
+# A function that takes a picture's index in the batch, the picture [height, width, 3], whether the picture is finite,
+# and whether the safety checker flagged it (None without a checker). The function may be called from a different
+# thread.
 OnPicture = Callable[[int, np.ndarray, bool, bool | None], Any]
 
 
@@ -62,7 +63,7 @@ class SharedRun:
         Args:
             batch: the prepared batch.
             schedule: the schedule of a batch with shared prefixes; None for a batch without them.
-            concepts: all the different numbers of concepts that forks of the plan predict, so that all programs are
+            concepts: the distinct numbers of concepts that the forks of the plan predict, so that all programs are
                 compiled at once.
             on_picture: a function that is called with each picture as soon as it is fetched.
         """

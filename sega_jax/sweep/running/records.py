@@ -1,4 +1,4 @@
-"""Records: one Parquet table for each batch, which holds the pictures' settings and how the pictures were made."""
+"""Records: one Parquet table for each batch, with the pictures' settings and facts about how they were made."""
 
 import io
 from collections.abc import Sequence
@@ -43,7 +43,8 @@ def columns(sweep: Sweep, facts: Facts) -> dict[str, str]:
         batch: the batch's index in the plan.
         rows: the number of rows of the program on all `devices` together. Rounding depends on this number.
         calls: the number of model calls.
-        seconds: the batch's time divided by its number of pictures; a program's first batch includes the compilation.
+        seconds: the batch's time divided by its number of pictures; the time of a program's first batch includes
+            compilation.
         made: the time at which the record was written, in UTC.
         model: the checkpoint; null for the demo model.
     """
@@ -73,7 +74,7 @@ def is_recorded(name: str) -> bool:
 
 
 def columns_without_edits(facts: Facts) -> list[str]:
-    """Returns the columns that affect a picture even without edits."""
+    """Returns the columns of settings that affect a picture even without edits."""
     names: list[str] = []
     for one in facts.chain:
         settings = call_settings(one.family.call)

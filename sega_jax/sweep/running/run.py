@@ -100,7 +100,7 @@ def run(
             None, both come from JAX (`jax.distributed`), which means one worker unless JAX was initialised for several
             processes.
         patience: how long, in seconds, a worker may go without renewing its lease before it is considered dead. All
-            workers must have the same value.
+            workers must use the same value.
         progress: whether to show a progress bar; None shows it in terminals and notebooks.
 
     Returns:
@@ -192,7 +192,7 @@ def _worker(worker: Any) -> tuple[int, int]:
 
 
 class _Picture(NamedTuple):
-    """An encoded picture and its columns of the record."""
+    """An encoded picture and its columns in the record."""
 
     data: bytes | None  # the file's content; None for a picture without a file
     finite: bool
@@ -205,12 +205,12 @@ class _FinishedBatch(NamedTuple):
 
     points: list[Point]
     pictures: list[Future[_Picture]]
-    rows: int  # the rows of the program that made it
+    rows: int  # the number of rows in the program that made the batch
     seconds: float  # per picture
 
 
-# A function of a picture's index in the batch, the picture [height, width, 3], whether it is finite, and whether it is
-# flagged (None without a safety checker).
+# A function that takes a picture's index in the batch, the picture [height, width, 3], whether the picture is finite,
+# and whether it is flagged (None without a safety checker).
 _OnPicture = Callable[[int, np.ndarray, bool, bool | None], Any]
 
 
@@ -223,7 +223,7 @@ class _Run:
         self.shared = SharedRun(pipe, plan.depth)
         self._plain = pipe.models, pipe.tokenizer
         self._adapters: tuple[tuple[tuple[str, Pairs], ...], ...] = (), ()
-        # The reduced rows of programs whose planned rows did not fit into memory.
+        # The reduced number of rows for programs whose planned rows did not fit into memory.
         self.rows_that_fit: dict[Program, int] = {}
         self._concepts = cache(plan.concepts)
 
@@ -312,7 +312,7 @@ class _Run:
         return points
 
     def _make(self, batch: Batch, points: list[Point], on_picture: _OnPicture) -> int:
-        """Makes the points of a batch, and returns how many rows were made at a time. This number is halved when memory
+        """Makes the pictures of a batch, and returns the number of rows made at a time, which is halved when memory
         runs out.
         """
         rows = self.rows_that_fit.get(batch.program, batch.program.rows)

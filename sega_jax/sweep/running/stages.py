@@ -90,7 +90,7 @@ def encoded(picture: np.ndarray) -> bytes:
 
 
 class EarlierPictures:
-    """The pictures of the previous stage, float32 [height, width, 3] in [0, 1].
+    """The pictures of the previous stage, as float32 arrays [height, width, 3] in [0, 1].
 
     Args:
         folder: the folder of the previous stage; None if there is none.

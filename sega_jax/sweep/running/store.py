@@ -34,7 +34,7 @@ class Store:
             except (ImportError, ValueError) as error:
                 raise ValueError(f"{path} cannot be reached ({error})") from None
         else:
-            # A folder's name may contain "::", which url_to_fs would take as a chain of file systems.
+            # A folder's name may contain "::", which url_to_fs would interpret as a chain of file systems.
             self._address = str(Path(path).expanduser())
             self._files, self._root = LocalFileSystem(), os.path.abspath(self._address)
         self._local = isinstance(self._files, LocalFileSystem)
@@ -75,7 +75,7 @@ class Store:
             self._files.pipe_file(self._path(name), data)  # object stores show a file only when it is complete
 
     def create(self, name: str, data: bytes) -> None:
-        """Writes a new file. If several processes create the same file at once, one of them succeeds.
+        """Writes a new file. If several processes create the same file at once, only one succeeds.
 
         Raises:
             FileExistsError: the file already exists.
@@ -124,7 +124,7 @@ class Store:
 
 
 def host() -> str:
-    """Returns this machine's name, with underscores for dots."""
+    """Returns this machine's name, with underscores in place of dots."""
     return socket.gethostname().replace(".", "_")
 
 
