@@ -24,7 +24,6 @@ from support.readme import ReadmeError, blocks, kind
 
 ROOT = readme.README.parent
 TEXT = readme.README.read_text()
-being_shortened = pytest.mark.xfail(TEXT.count("\n") > 220, reason="the README is being shortened", strict=False)
 NOT_LINKED = {".git", ".venv", "build", "dist", "sega-jax-out"}
 
 
@@ -70,7 +69,6 @@ def environment(checkout, hub_cache, tmp_path_factory):
 
 
 @pytest.mark.readme
-@being_shortened
 @pytest.mark.parametrize("section", dict.fromkeys(block.section for block in blocks(TEXT)))
 def test_a_section_runs(section, checkout, environment):
     command = [checkout / ".venv" / "bin" / "python", "-P", readme.__file__, section]
@@ -80,7 +78,6 @@ def test_a_section_runs(section, checkout, environment):
     assert done.returncode == 0
 
 
-@being_shortened
 def test_ci_runs_what_the_sections_leave_out():
     ci = (ROOT / ".ci" / "run").read_text()
     assert "tests/support/readme.py --setup" in ci
@@ -99,7 +96,6 @@ def test_every_checkpoint_on_the_hub_has_a_stand_in(hub_folder):
         assert (hub_folder / "hub" / f"models--{name.replace('/', '--')}").is_dir(), name
 
 
-@being_shortened
 def test_the_readme_is_short():
     assert TEXT.count("\n") <= 220
 
