@@ -40,14 +40,14 @@ _SOURCE_KINDS |= dict.fromkeys(("tokenizer", "config", "prediction_type", "ema")
     type=click.Choice(PREDICTIONS),
     help="Single files: what the UNet predicts.  [default: epsilon for Stable Diffusion 1.x, v_prediction for 2.x]",
 )
-@click.option("--ema", is_flag=True, help="Single files: read the UNet's moving average.")
+@click.option("--ema", is_flag=True, help="Single files: read the moving average of the UNet's weights.")
 @click.version_option(package_name="sega_jax")
 def main(source: str, dest: str, to: str | None, variant: str | None, **options: Any) -> None:
     """Converts the checkpoint SOURCE to the folder DEST, in diffusers layout or in Orbax format.
 
     SOURCE is a folder in diffusers layout (with .safetensors, .bin or Flax .msgpack files, or Orbax checkpoints), a
     DeepFloyd-IF stage in its original layout (config.yml and pytorch_model.bin), a folder with Paella's published files
-    (paella_v3.pt, vqgan_f4.pt, prior_v1.pt), or a single-file checkpoint of Stable Diffusion 1.x, 2.x or XL
+    (paella_v3.pt, vqgan_f4.pt, prior_v1.pt), or a single-file Stable Diffusion 1.x, 2.x or XL checkpoint
     (.safetensors, .ckpt or another pickle)."""
     with plainly():
         kind = SINGLE if names_file(source) else PAELLA if is_published(source) else None

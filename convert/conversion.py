@@ -46,12 +46,12 @@ def convert(
     variant: str | None = None,
     progress: bool | None = None,
 ) -> Path:
-    """Converts a checkpoint of Stable Diffusion, SDXL, the x4 upscaler or one DeepFloyd-IF stage to another format.
+    """Converts a Stable Diffusion, SDXL or x4 upscaler checkpoint, or one DeepFloyd-IF stage, to another format.
 
     Both formats are folders in diffusers' layout. In Orbax format, two entries replace the weight files of each
     network: `orbax` and `orbax.json`. `orbax` is an Orbax checkpoint of {dotted path of a parameter in the module:
     array with the module's axes, channels last}, which `load` and any Orbax checkpointer can restore. `orbax.json`
-    contains the parameters' names in torch's files. A source that already has the requested format is written again.
+    contains each parameter's name in torch's files. A source that already has the requested format is written again.
     Weights are checked as in `load`, so the result can be loaded. Without a cast, weights restored from Orbax are
     bit-identical to the source.
 
@@ -59,8 +59,8 @@ def convert(
         source: a folder in either format, or a stage of DeepFloyd-IF in its original layout (`config.yml` and
             `pytorch_model.bin`). In diffusers' layout, safetensors files are read if there are any. Otherwise,
             diffusers' Flax files (`.msgpack`; the result names torch's classes) or pickles (`.bin`; their code is not
-            run) are read. A DeepFloyd-IF stage becomes a diffusers pipeline without a safety checker and without a text
-            encoder, because such a folder contains neither.
+            run) are read. A DeepFloyd-IF stage becomes a diffusers pipeline without a safety checker or text encoder,
+            because its folder contains neither.
         dest: a new or empty folder. It appears only when it is complete. Until then, its content is in a hidden folder
             next to it. If a conversion is killed, the next one removes the hidden folder.
         dtype: float32, float16 or bfloat16; None keeps the dtype of every weight.
@@ -76,7 +76,7 @@ def convert(
         FileExistsError: `dest` exists and is not empty.
         TypeError: `source` or `dest` is not a path.
         CheckpointError: `source` is not a checkpoint; a file is missing, broken or hostile, or does not fit; or a
-            weight overflows `dtype`. Everything except the entries of the weights is checked before anything is
+            weight overflows `dtype`. Everything except the values of the weights is checked before anything is
             written.
         ValueError: `dtype` or `to` is unknown, or `dest` is inside `source`.
         OSError: `dest` cannot be written, or the disk is full.
@@ -91,11 +91,11 @@ def convert(
 
 
 class Source(NamedTuple):
-    """A network whose parameters are only shapes, and a function that opens its weights."""
+    """A network whose parameters have shapes but no values, and a function that opens its weights."""
 
     module: Any
     open: Callable[[], Weights]
-    stem: str = "diffusion_pytorch_model"  # the name of the weight file in diffusers' layout, without its ending
+    stem: str = "diffusion_pytorch_model"  # the name of the weight file in diffusers' layout, without its extension
 
 
 def check_options(to: str, dtype: DTypeLike | None) -> None:
@@ -154,7 +154,7 @@ def write(
 
 
 def _folder(source: str | Path, variant: str | None) -> Path:
-    """Returns the folder of a checkpoint. Downloads it if it is on the hub."""
+    """Returns the folder of a checkpoint. A checkpoint on the hub is downloaded."""
     if isinstance(source, str | os.PathLike) and str(source):
         folder = Path(os.path.expanduser(source))
         if deepfloyd.is_original(folder):
@@ -245,7 +245,8 @@ def _other_files(folder: Path, networks: Iterable[str]) -> Iterator[Path]:
 def _index(folder: Path, index: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Returns {name: content} for a folder's index, with missing components marked as absent in diffusers' notation.
 
-    A component may be missing because it was not downloaded from the hub. The result is empty if none is missing.
+    A component may be missing because it was not downloaded from the hub. The result is empty if no component is
+    missing.
     """
     absent = {part: [None, None] for part in index if listed(index, part) and not (folder / part).is_dir()}
     if not absent:

@@ -91,7 +91,7 @@ _UP = {True: "SimpleCrossAttnUpBlock2D", False: "ResnetUpsampleBlock2D"}
 def is_original(folder: Path) -> bool:
     """Returns whether a folder has the original layout and not diffusers' layout.
 
-    Repositories on the hub also contain diffusers' layout, which takes precedence.
+    Repositories on the hub contain both layouts; diffusers' layout takes precedence.
     """
     return os.path.isfile(folder / CONFIG) and not os.path.exists(folder / "model_index.json")
 
@@ -106,8 +106,8 @@ class Stage(NamedTuple):
 def describe(folder: Path) -> Stage:
     """Reads config.yml and describes the stage.
 
-    The returned files describe a diffusers pipeline without a safety checker and without a text encoder: all stages
-    share one text encoder, and no stage's file contains it. The schedulers have the original repository's defaults.
+    The returned files describe a diffusers pipeline without a safety checker or text encoder: all stages share one
+    text encoder, and no stage's file contains it. The schedulers have the original repository's defaults.
 
     Raises:
         CheckpointError: config.yml is missing, broken, or describes an unsupported network.
@@ -152,7 +152,7 @@ def _params(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} has no params, expected the parameters of a DeepFloyd-IF stage; fetch it again")
     for name, value in params.items():
         entries = value if isinstance(value, list) else [value]
-        # With YAML's references, a small file can contain huge values. All values are checked before any is printed.
+        # With YAML references, a small file can describe huge values. All values are checked before any is printed.
         if not isinstance(name, str) or not all(entry is None or isinstance(entry, _SCALAR) for entry in entries):
             raise CheckpointError(f"{path}: {str(name)[:80]} is neither a value nor a list of values; fetch it again")
     return params

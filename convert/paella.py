@@ -1,4 +1,4 @@
-"""Implements `convert_paella`, which combines Paella's published files, each with one network, into one checkpoint."""
+"""Implements `convert_paella`, which combines Paella's published files (one network each) into one checkpoint."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -31,7 +31,7 @@ NETWORKS: dict[str, tuple[str, type[Any], Any]] = {
 
 
 class PublishedTensors(PickledTensors):
-    """Reads the tensors of a published file `STEM.pt`, or of a checkpoint of the training script.
+    """Reads the tensors in a published file `STEM.pt`, or in a checkpoint from the training script.
 
     The training script stores the weights as `state_dict` and their moving average as `ema_state_dict`. The moving
     average is preferred.
@@ -91,7 +91,7 @@ def convert_paella(
         FileExistsError: `dest` exists and is not empty.
         TypeError: `source`, `dest`, `byt5` or `openclip` is not a path.
         CheckpointError: a file is missing, broken or hostile; it does not fit its network (the error lists every
-            missing, extra and misshapen tensor); or a weight overflows `dtype`. Everything except the entries of the
+            missing, extra and misshapen tensor); or a weight overflows `dtype`. Everything except the values of the
             weights is checked before anything is written.
         ValueError: the dtype, format or a network's name is unknown, a config is not supported, or `dest` is inside a
             source.
@@ -125,7 +125,7 @@ def convert_paella(
                 others |= files
                 index[part] = ["transformers", type(sources[part].module).__name__]
         if texts[1] is None:
-            # The prior needs CLIP's embeddings. Its weights are written, but are not loaded as long as CLIP is missing.
+            # The prior needs CLIP's embeddings. Its weights are written, but are not loaded without CLIP.
             index["prior"] = [None, None]
         else:
             index["tokenizer"] = ["transformers", "CLIPTokenizer"]
@@ -144,7 +144,7 @@ def _folder(path: str | Path) -> Path:
 
 
 def _byt5(folder: Path) -> tuple[Source, dict[str, Any], dict[Path, Path]]:
-    """Returns ByT5's encoder, its config, and an empty mapping of other files, because its tokenizer needs no files."""
+    """Returns ByT5's encoder, its config, and an empty mapping for its tokenizer's files, because there are none."""
     config = read_json(folder / "config.json")
     module = _built(folder, lambda: T5EncoderModel(T5Config.from_dict(config)))
 
@@ -174,7 +174,7 @@ def _clip(folder: Path) -> tuple[Source, dict[str, Any], dict[Path, Path]]:
 
 
 def _built(folder: Path, build: Callable[[], Any]) -> Any:
-    """Returns the result of `build`. Adds the path of the config file to its error messages."""
+    """Returns the result of `build`. Adds the config file's path to the messages of errors that `build` raises."""
     try:
         return build()
     except ValueError as error:

@@ -35,7 +35,7 @@ def convert_single(
     to: str = "diffusers",
     progress: bool | None = None,
 ) -> Path:
-    """Converts a single-file checkpoint of Stable Diffusion 1.x, 2.x or XL to a folder without a safety checker.
+    """Converts a single-file Stable Diffusion 1.x, 2.x or XL checkpoint to a folder without a safety checker.
 
     The tensors in the file must have the names of the original repositories.
 
@@ -59,7 +59,7 @@ def convert_single(
         TypeError: `dest` is not a path.
         CheckpointError: the file is broken, hostile or of the wrong kind; it does not fit the configs (the error lists
             every missing, extra and misshapen tensor); there is no vocabulary; or a weight overflows `dtype`.
-            Everything except the entries of the weights is checked before anything is written.
+            Everything except the values of the weights is checked before anything is written.
         ValueError: `source` is not a single file, `dest` is inside the config's folder, or the dtype, format or
             prediction type is unknown.
         OSError: `dest` cannot be written, or the disk is full.

@@ -1,1 +1,1 @@
-"""Reads parameters from files and writes them back. Each family of checkpoints passes its own tables of names."""
+"""Reads parameters from files and writes them back. Each family of checkpoints supplies its own tables of names."""

@@ -17,7 +17,7 @@ def atomic_folder(dest: Path) -> Iterator[Path]:
     the process ends.
 
     Raises:
-        FileExistsError: `dest` exists and is not an empty folder, or another process is writing it.
+        FileExistsError: `dest` exists and is not an empty folder, or another process is writing to it.
         OSError: `dest` cannot be written to.
     """
     if os.path.lexists(dest) and not (dest.is_dir() and not any(dest.iterdir())):
@@ -34,7 +34,7 @@ def atomic_folder(dest: Path) -> Iterator[Path]:
     try:
         if not _lock(descriptor) or not os.path.samestat(os.fstat(descriptor), os.stat(partial)):
             raise FileExistsError(
-                f"another process is writing {dest}; wait until it has finished, or choose a different folder"
+                f"another process is writing to {dest}; wait until it has finished, or choose a different folder"
             )
         try:
             _empty(partial)

@@ -1,4 +1,4 @@
-"""Reads the weights of one network from a Flax checkpoint of diffusers or transformers, stored as msgpack files.
+"""Reads the weights of one network from a diffusers or transformers Flax checkpoint, stored as msgpack files.
 
 `flax.serialization.to_bytes` writes one map for each Linen module. The maps are nested, and their leaves are arrays. An
 array is a msgpack extension that holds its shape, dtype and entries. Like Flax, this module reads files with `msgpack`,
@@ -25,7 +25,7 @@ from sega_jax.weights.torch_pickle import mapped
 # Linen and this library order the axes of parameters in the same way. Names are converted to torch's names, because
 # each module's `rename` expects those.
 LINEN = Layout(torch_name, lambda _path, shape: shape, lambda _path, array: array)
-# Limits that no real network comes near: the names in a file, the names in one map, and the length of a path.
+# Limits far above the needs of real networks: the number of names in a file and in one map, and the length of a path.
 _MAX_NAMES, _MAX_NAMES_IN_MAP, _MAX_PATH_LENGTH = 2**16, 2**10, 512
 # Codes of Flax's msgpack extensions for arrays, and the key that marks a map as an array of more than 2^30 bytes.
 _ARRAY, _SCALAR, _CHUNKED = 1, 3, "__msgpack_chunked_array__"
@@ -45,7 +45,7 @@ class FlaxTensors(Tensors):
 
     Args:
         folder, variant, rename: as for `Tensors`.
-        stem: the name of the corresponding safetensors file, without its ending.
+        stem: the name of the corresponding safetensors file, without its extension.
 
     Raises:
         CheckpointError: a file is missing or broken, or contains anything other than arrays.

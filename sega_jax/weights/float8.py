@@ -74,7 +74,7 @@ def width(dtype: np.dtype) -> int:
 
 
 def scaled(path: Path, entries: Iterable[Entry]) -> dict[str, Entry]:
-    """Returns {key: tensor}. A weight is multiplied by its scale, in float32, when it is read from the result.
+    """Returns {key: tensor}. Reading a weight from the result multiplies it by its scale, in float32.
 
     The result omits scales and metadata about the format.
 

@@ -12,7 +12,7 @@ from sega_jax.weights.layout import Entry
 
 
 class Forms(NamedTuple):
-    """Describes which of a network's tensors a file stores in a different form. Patterns are searched for in names."""
+    """Describes which of a network's tensors a file stores in a different form. Patterns match any part of a name."""
 
     fused: Mapping[str, tuple[str, ...]] = MappingProxyType({})  # {pattern: layers stacked row-wise}
     convolutions: str = r"$^"  # linear layers stored as 1 x 1 convolutions
@@ -20,7 +20,7 @@ class Forms(NamedTuple):
 
 
 def parameters(name: str, entry: Entry, forms: Forms, width: int | None = None) -> Iterator[tuple[str, Entry]]:
-    """Yields (name, entry) for each parameter in a tensor. In a fused tensor, they are named "NAME[LAYER]".
+    """Yields (name, entry) for each parameter in a tensor. Parameters in a fused tensor are named "NAME[LAYER]".
 
     Args:
         name: the tensor's name; the patterns of `forms` are searched for in it.

@@ -52,7 +52,7 @@ def address(source: object) -> Address | None:
         The address, or None for other names, such as absolute paths and "folder/model.safetensors".
 
     Raises:
-        ValueError: `source` is a web address that is not on the hub, or is not the page of a model.
+        ValueError: `source` is a web address that is not a model's page on the hub.
     """
     if not isinstance(source, str):
         return None
@@ -110,7 +110,7 @@ def fetch(repository: str, files: Sequence[str], revision: str | None = None) ->
 
     Args:
         repository: "owner/name".
-        files: shell patterns of paths in the repository.
+        files: shell patterns for paths in the repository.
         revision: a branch, tag or commit; None means the main branch.
 
     Raises:
@@ -148,7 +148,7 @@ def fetch(repository: str, files: Sequence[str], revision: str | None = None) ->
 
 
 def fetch_file(repository: str, path: str, revision: str | None = None) -> Path:
-    """Downloads one file from a repository and returns its local path, which ends with the commit and `path`.
+    """Downloads one file from a repository and returns its local path, which ends with the commit followed by `path`.
 
     Raises:
         CheckpointError: the repository has no such file, or `fetch` fails.
@@ -163,7 +163,7 @@ def files(repository: str, revision: str | None = None) -> list[str] | None:
     """Returns the paths of all files in a repository, or None if the hub does not answer.
 
     Args:
-        repository, revision: as for `fetch`. Its error messages say why the hub does not answer.
+        repository, revision: as for `fetch`, whose error messages say why the hub does not answer.
     """
     import huggingface_hub
 

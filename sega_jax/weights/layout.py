@@ -1,8 +1,8 @@
 """Translates the names and axes of parameters between this library's modules and files.
 
-The dotted path of a parameter equals its key in torch's files, except for the last part. There, the Flax name
-determines the layout: a `kernel` is torch's `weight` with its axes in a different order, and a `scale` or an
-`embedding` is torch's `weight` with the same axes.
+The dotted path of a parameter equals its key in torch's files, except for the last part. This part is the Flax
+name, which determines the layout: a `kernel` is torch's `weight` with its axes in a different order, and a `scale` or
+an `embedding` is torch's `weight` with the same axes.
 """
 
 from collections.abc import Callable
@@ -41,12 +41,12 @@ def torch_shape(path: tuple, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def from_torch(path: tuple, array: np.ndarray) -> np.ndarray:
-    """Transposes an array from torch's axes to the module's: (height, width, in, out) for kernels."""
+    """Transposes an array from torch's axis order to the module's: (height, width, in, out) for kernels."""
     return array.transpose((*range(2, array.ndim), 1, 0)) if _is_kernel(flax_name(path)) else array
 
 
 def to_torch(name: str, array: np.ndarray) -> np.ndarray:
-    """Transposes a parameter, given its dotted path, to torch's axes: (out, in, height, width) for kernels."""
+    """Transposes a parameter, given its dotted path, to torch's axis order: (out, in, height, width) for kernels."""
     return array.transpose((array.ndim - 1, array.ndim - 2, *range(array.ndim - 2))) if _is_kernel(name) else array
 
 

@@ -81,8 +81,8 @@ def read(
         TypeError: `lora` is neither a path nor {path: scale}.
         ValueError: a scale is not a finite number.
         CheckpointError: a file is missing or broken, contains tensors that do not belong to a LoRA, changes layers that
-            the networks lack or that have different shapes there, or uses an unsupported method. The error message
-            lists the first few problems.
+            the networks lack or whose shapes differ, or uses an unsupported method. The error message lists the first
+            few problems.
     """
     scales = list(lora.items()) if isinstance(lora, Mapping) else [(lora, 1.0)]
     for path, scale in scales:
@@ -156,7 +156,7 @@ def _layers(
         warn(f"{path} also contains words from textual inversion, which are ignored")
     if lacks_settings(path, tensors.shapes):
         warn(
-            f"{path} was written by peft but has no adapter_config.json next to it, which stores alpha; alpha is"
+            f"{path} was written by peft but has no adapter_config.json (which stores alpha) next to it; alpha is"
             " assumed to equal the rank"
         )
     factor = factors(path, networks, tensors.shapes)

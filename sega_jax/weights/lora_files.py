@@ -42,15 +42,17 @@ def find(lora: str | os.PathLike[str]) -> Path:
         source = path if os.fspath(lora) else "lora=''"
         raise CheckpointError(f"{source} is missing; give a file, a folder, or owner/name on the hub")
     if path.suffix not in ENDINGS:
-        raise CheckpointError(f"{path} should have one of the endings {', '.join(ENDINGS)}; rename it if it is a LoRA")
+        raise CheckpointError(
+            f"{path} should have one of the extensions {', '.join(ENDINGS)}; rename it if it is a LoRA"
+        )
     return path
 
 
 def on_hub(lora: str | os.PathLike[str]) -> hub.Address | None:
-    """Parses a name on the hub. Returns None for paths that exist locally and for other names.
+    """Parses a name on the hub. Returns None for existing local paths and for names of any other form.
 
     Raises:
-        ValueError: `lora` is a web address that is not on the hub, or is not the page of a model.
+        ValueError: `lora` is a web address that is not a model's page on the hub.
     """
     return None if os.path.exists(lora) else hub.address(os.fspath(lora))
 
@@ -62,7 +64,7 @@ def pinned(lora: str | os.PathLike[str], folder: Path = Path()) -> str:
 
     Args:
         lora: a file, a folder or a name on the hub.
-        folder: the folder to which relative paths refer.
+        folder: the folder that relative paths start from.
 
     Raises:
         CheckpointError: a folder or repository does not contain exactly one LoRA, or the LoRA cannot be downloaded.
@@ -98,7 +100,7 @@ def digest(path: str) -> str:
 
 
 def _fetched(name: hub.Address) -> tuple[Path, hub.Address]:
-    """Downloads the file that a name refers to. Returns the file's local path, and the name with commit and file."""
+    """Downloads the file that a name refers to. Returns the file's local path, and the name with commit and path."""
     if name.path:
         return _fetched_file(name)
     known = [*_DIFFUSERS, *_PEFT, CONFIG]
@@ -120,7 +122,7 @@ def _fetched(name: hub.Address) -> tuple[Path, hub.Address]:
 def _fetched_file(name: hub.Address) -> tuple[Path, hub.Address]:
     """Downloads a file and the settings next to it. Returns the file's path, and the name with the commit."""
     if not name.path.endswith(ENDINGS):
-        raise CheckpointError(f"{name} should have one of the endings {', '.join(ENDINGS)}; name a different file")
+        raise CheckpointError(f"{name} should have one of the extensions {', '.join(ENDINGS)}; name a different file")
     snapshot = hub.fetch(name.repository, [glob.escape(name.path), str(Path(name.path).parent / CONFIG)], name.revision)
     if not (snapshot / name.path).is_file():
         available = [file for file in hub.files(name.repository, name.revision) or () if file.endswith(ENDINGS)]
@@ -145,7 +147,7 @@ def _files(folder: Path) -> list[str]:
 
 
 def _named(files: Sequence[str]) -> str | None:
-    """Returns the first file that has a name used by diffusers or peft, or None."""
+    """Returns the first file with a name that diffusers or peft uses, or None."""
     known = [*_DIFFUSERS, *(_PEFT if CONFIG in files else ())]
     return next((name for name in known if name in files), None)
 
@@ -173,6 +175,6 @@ def _chosen(where: str, files: Sequence[str]) -> str:
 
 
 def _list(names: Sequence[str]) -> str:
-    """Returns the first names as text, followed by how many more there are."""
+    """Returns the first few names as text, followed by the number of remaining names."""
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(sorted(names)[:_LISTED]) + more

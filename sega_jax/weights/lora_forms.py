@@ -19,7 +19,7 @@ Sizes = tuple[int, ...]
 
 
 class Form:
-    """One form of adapter. It defines how tensors describe the difference of a layer's weight or bias."""
+    """One form of adapter. It defines how tensors describe the change to a layer's weight or bias."""
 
     name: str
     needs: tuple[frozenset[str], ...]  # alternative sets of required roles; a layer must have all roles of one set
@@ -197,7 +197,7 @@ class LoKr(Form):
         return None if first is None or second is None else (first[0] * second[0], first[1] * second[1])
 
     def _first(self, shapes: Shapes) -> Sizes | None:
-        """Returns the shape of w1, or None if its tensors do not fit each other."""
+        """Returns the shape of w1, or None if its tensors are inconsistent."""
         if "lokr_w1" in shapes:
             return shapes["lokr_w1"] if _matrices(shapes, "lokr_w1") else None
         left, right = shapes["lokr_w1_a"], shapes["lokr_w1_b"]
@@ -205,7 +205,7 @@ class LoKr(Form):
         return (left[0], right[1]) if valid else None
 
     def _second(self, shapes: Shapes) -> Sizes | None:
-        """Returns the shape of w2 (its second axis may include the kernel), or None if its tensors do not fit."""
+        """Returns the shape of w2 (its second axis may include the kernel), or None if its tensors are inconsistent."""
         if "lokr_w2" in shapes:
             second = shapes["lokr_w2"]
             return second if len(second) in (2, 4) and min(second) > 0 and "lokr_t2" not in shapes else None
@@ -241,7 +241,7 @@ class LoKr(Form):
 
 
 class Difference(Form):
-    """The full difference of a weight (`diff`) or of a normalisation layer's scale (`w_norm`). Alpha is ignored."""
+    """The full change to a weight (`diff`) or to a normalisation layer's scale (`w_norm`). Alpha is ignored."""
 
     name = "a difference"
     needs = (frozenset({"diff"}), frozenset({"w_norm"}))
@@ -263,7 +263,7 @@ class Difference(Form):
 
 
 class BiasDifference(Difference):
-    """The full difference of a layer's bias (`diff_b`) or of a normalisation layer's bias (`b_norm`)."""
+    """The full change to a layer's bias (`diff_b`) or to a normalisation layer's bias (`b_norm`)."""
 
     name = "a bias's difference"
     of_bias = True

@@ -26,7 +26,7 @@ _NORM_ROLES = {"diff", "diff_b", "w_norm", "b_norm", "alpha", "scale"}
 
 
 class Layer(NamedTuple):
-    """The difference of one weight or bias."""
+    """The change to one weight or bias."""
 
     form: Form
     reads: Reads  # {role: function that reads the array from the file, in the file's dtype}

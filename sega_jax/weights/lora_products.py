@@ -36,7 +36,7 @@ class Ia3(Form):
     """(IA)^3 as LyCORIS stores it (Liu et al. 2022, section 3.3).
 
     The outputs (role `vector_0`) or the inputs (role `vector_1`) are multiplied by 1 + vector. The tensor `on_input`
-    selects which. The bias does not change.
+    selects between the two. The bias does not change.
     """
 
     name = "(IA)^3"

@@ -18,11 +18,11 @@ from sega_jax.text.files import CheckpointError
 from sega_jax.weights.tensors import looks_like
 
 _HEADER, CONFIG = "lora_adapter_metadata", "adapter_config.json"
-# peft's prefix of layer names, and the stem of its weight file.
+# peft's prefix for layer names, and the stem of its weight file.
 _PEFT, _PEFT_FILE = "base_model.model.", "adapter_model"
 # peft's initialisation methods that change the weights of the checkpoint.
 _CHANGE_WEIGHTS = ("pissa", "olora", "corda", "loftq")
-# The alpha and rank that peft assumes if the settings contain none.
+# The alpha and rank that peft assumes if the settings omit them.
 _ALPHA = _RANK = 8
 
 
@@ -40,7 +40,7 @@ class Settings(NamedTuple):
 
         Args:
             key: the key of the layer's weight.
-            alpha: the alpha that the file stores for this layer. None takes it from the settings.
+            alpha: the alpha that the file stores for this layer. None uses the alpha in the settings.
             rank: the rank of the layer's matrices, or None if they have none, as in some LoKr files.
         """
         divisor = _matching(self.ranks, key, self.rank) if rank is None else rank
@@ -115,7 +115,7 @@ def _text(path: Path) -> str:
 
 
 def _settings(entries: Mapping[str, Any], part: str) -> Settings:
-    """Returns the settings of a network: the entries prefixed with its name if any, otherwise those without a prefix.
+    """Returns the settings of a network: the entries prefixed with its name, or else the entries without a prefix.
 
     Raises:
         AttributeError, TypeError, ValueError, re.error: the entries are not valid settings.

@@ -1,7 +1,7 @@
 """Reads the weights of one network from an Orbax checkpoint, one array at a time.
 
 Orbax itself restores a complete tree at once, which takes twice the memory of its arrays. It can also restore single
-arrays, but reads the descriptions of all arrays again each time, which takes three times as long as this module. An
+arrays, but then reads the descriptions of all arrays each time and takes three times as long as this module. An
 Orbax checkpoint is an OCDBT database of zarr arrays with checksums. This module opens its arrays one at a time with
 TensorStore, the library that Orbax is built on.
 """
@@ -26,7 +26,7 @@ _ENTRY = "/.zarray"
 
 
 class OrbaxTensors:
-    """Reads the arrays of one network. Opening it reads only the shapes; arrays are read one at a time.
+    """Reads the arrays of one network. Opening the checkpoint reads only the shapes; arrays are read one at a time.
 
     Args:
         folder: the folder that contains `orbax` and `orbax.json`.

@@ -1,15 +1,15 @@
 """Translates parameter names from diffusers' layout to the names in the original latent diffusion repositories.
 
-Each `*_names` function returns {key in diffusers' layout: original name} for one network, whose parameters may be only
-shapes. Names in files have an additional prefix, which depends on the family. A parameter that is part of a fused
-tensor has a name like "transformer.resblocks.0.attn.in_proj_weight[q_proj]". `OPENCLIP_FORMS` and `VAE_FORMS` describe
-how files store such tensors.
+Each `*_names` function returns {key in diffusers' layout: original name} for one network. Only the shapes of its
+parameters are needed. Names in files have an additional prefix that depends on the family. A parameter that is part
+of a fused tensor has a name like "transformer.resblocks.0.attn.in_proj_weight[q_proj]". `OPENCLIP_FORMS` and
+`VAE_FORMS` describe how files store such tensors.
 
 diffusers groups the UNet's resnets and attentions by level. The original UNet has one list of blocks on the way down
-and one on the way up. Each block is also a list. It contains a resnet and, if the level has attention, its attention.
-On the way up, the last block of a level also contains the upsampler. On the way down, a downsampler is a separate
-block. The original autoencoder counts its levels from the highest resolution in both directions. OpenAI's text encoder
-has the same names in both layouts.
+and one on the way up. Each block is itself a list that contains a resnet and, at levels with attention, an attention
+module. On the way up, the last block of a level also contains the upsampler. On the way down, a downsampler is a
+separate block. The original autoencoder counts its levels from the highest resolution in both directions. OpenAI's text
+encoder has the same names in both layouts.
 """
 
 import re
@@ -35,7 +35,7 @@ _UNET_ENDS = {
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
 }
-# The names of a resnet's layers in all repositories that descend from guided-diffusion.
+# The names of a resnet's layers in all repositories derived from guided-diffusion.
 RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",

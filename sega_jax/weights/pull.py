@@ -80,8 +80,8 @@ def fill(
         The loaded module.
 
     Raises:
-        CheckpointError: the file lacks parameters, or stores them with the wrong shape, a dtype that is not floating,
-            or entries that are not finite before or after the cast. The error lists all such parameters.
+        CheckpointError: the file lacks parameters, or stores them with the wrong shape, a non-floating dtype, or
+            entries that are not finite before or after the cast. The error lists all such parameters.
     """
     check(module, weights, warn)
     problems = []
@@ -112,7 +112,7 @@ def _contiguous(array: np.ndarray) -> np.ndarray:
     """Returns a C-contiguous copy of an array, or the array itself if it is already C-contiguous.
 
     The last axis of a kernel is the first axis in torch's files. The array is therefore copied in slices of the last
-    axis, each of which fits the processor's cache.
+    axis, each of which fits in the processor's cache.
     """
     if array.flags.c_contiguous:
         return array

@@ -29,8 +29,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 class Original(NamedTuple):
     """Describes how single files name and store the tensors of one network.
 
-    All names start with the prefix `start`. The other fields refer to the rest of a name, except for the patterns of
-    `forms`, which are searched for in the full name.
+    All names start with the prefix `start`. The other fields refer to the rest of a name, but the patterns of `forms`
+    may match any part of the full name.
     """
 
     start: str
@@ -39,7 +39,7 @@ class Original(NamedTuple):
     others: str = r"$^"  # a pattern for the beginnings of names that do not belong to the network
     spare: Callable[[Any], str] | None = None  # returns the prefix of a layer that the network does not use
     forms: Forms = Forms()
-    ema: str = ""  # the prefix of the moving average's names, which have no dots; "" without a moving average
+    ema: str = ""  # the prefix of the moving average's names, which have no dots; "" if there is none
 
     def full_names(self, network: Any) -> dict[str, str]:
         """Returns {key in diffusers' layout: full name} for a network's parameters."""
@@ -69,12 +69,12 @@ class SingleFile(NamedTuple):
 
 
 def has_ending(path: str) -> bool:
-    """Returns whether a path has the ending of a weight file."""
+    """Returns whether a path has the extension of a weight file."""
     return path.endswith(ENDINGS)
 
 
 def is_weight_file(source: Any) -> bool:
-    """Returns whether `source` is a single file of weights, judged by its ending or, failing that, its content."""
+    """Returns whether `source` is a single weight file, judged by its extension or, failing that, its content."""
     if not isinstance(source, str | os.PathLike) or os.path.isdir(source):
         return False
     path = Path(source)
@@ -103,7 +103,7 @@ def declared(path: Path, spare: Collection[str]) -> dict[str, Any]:
 
 
 def resemblance(keys: Iterable[str]) -> str:
-    """Describes, for an error message, what a file with unknown tensors seems to be."""
+    """Describes the likely kind of a file with unknown tensors, for an error message."""
     if any("lora" in key for key in keys):
         return "it is a LoRA; load a checkpoint and pass the LoRA as lora="
     if any(key.startswith("model_ema.") for key in keys):

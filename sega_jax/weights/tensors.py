@@ -20,12 +20,12 @@ from sega_jax.weights.layout import TORCH, Entry, Layout
 _DECLARES = re.compile(r"^(v_pred|ztsnr)$")
 _BUFFERS = re.compile(rf"(^|\.)(position_ids|num_batches_tracked)$|{_DECLARES.pattern}")
 _SIZES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
-# Common endings of weight files.
+# Common extensions of weight files.
 ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-# An upper bound on the size of a safetensors header, in bytes. The safetensors library reads at most 100 million.
+# An upper bound on the size of a safetensors header, in bytes. The safetensors library reads at most 100 million bytes.
 _LONGEST_HEADER = 2**30
 # {kind of file that may be found in place of a safetensors file: remedy}.
-_PICKLED = "rename it to .bin, the ending of torch's files, or fetch .safetensors"
+_PICKLED = "rename it to .bin, the extension of torch's files, or fetch .safetensors"
 _REMEDIES = {
     "a zip file": _PICKLED,
     "a pickle": _PICKLED,
@@ -71,11 +71,11 @@ def declared(spare: Collection[str]) -> dict[str, Any]:
 
 
 class Tensors:
-    """Reads the tensors in one network's folder. Opening it reads only the shapes; tensors are read one at a time.
+    """Reads the tensors in one network's folder. Opening the files reads only the shapes; tensors are read one by one.
 
     Args:
         folder: the folder that contains `STEM.safetensors`, or `STEM.safetensors.index.json` and its shards.
-        stem: the weight file's name in diffusers or transformers, without its ending.
+        stem: the weight file's name in diffusers or transformers, without its extension.
         variant: the variant of the weight file; "fp16" reads `STEM.fp16.safetensors`.
         rename: translates a key in the file to the module's key, or to None for a tensor of a different network.
             Several keys in the file may map to the same key if their tensors are equal.
@@ -280,7 +280,7 @@ def _remedy(folder: Path, stem: str, ending: str) -> str:
 
 
 def _variant(name: str, stem: str, ending: str) -> str | None:
-    """Returns the variant in a weight file's name ("" for none), or None if it is not the name of a weight file."""
+    """Returns the variant in a weight file's name ("" for none), or None if the file is not a weight file."""
     stem, ending = re.escape(stem), re.escape(ending)
     match = re.fullmatch(rf"{stem}(?:\.(?P<a>[^.]+))?\.{ending}|{stem}\.{ending}\.index(?:\.(?P<b>[^.]+))?\.json", name)
     return None if match is None else re.sub(r"-\d+-of-\d+$", "", match["a"] or match["b"] or "")

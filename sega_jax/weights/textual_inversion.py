@@ -27,8 +27,8 @@ T = TypeVar("T", Tokenizer, TokenizerPair)
 
 Files = str | Path | Mapping[str, str | Path]
 _PLACEHOLDERS = ("*", "emb_params")  # keys of the vectors in files that do not use the word as the key
-# The maximum number of tensors to read. Textual inversion files contain few, so a checkpoint passed by mistake is not
-# read in full.
+# The maximum number of tensors to read. Textual inversion files contain few tensors, so a checkpoint passed by mistake
+# is not read in full.
 _MAX_TENSORS = 64
 
 
@@ -141,7 +141,7 @@ def _word(path: Path, name: str | None, networks: Mapping[str, Any], families: S
         if array.shape[-1] != width:
             known = ", ".join(f"{family.family} has {family.widths}" for family in families)
             raise CheckpointError(
-                f"{path} has vectors of {array.shape[-1]} channels, but the {part} has {width}; use a file that was"
+                f"{path} has vectors with {array.shape[-1]} channels, but the {part} has {width}; use a file that was"
                 f" trained for this model ({known})"
             )
         if not is_finite(array):
@@ -168,7 +168,7 @@ def _vectors(path: Path, keys: Mapping[str, str]) -> tuple[str | None, dict[str,
         return _sorted(path, arrays, {}, keys)
     if path.suffix not in (".bin", ".pt"):
         raise CheckpointError(
-            f"{path} should have one of the endings .safetensors, .bin and .pt, which textual inversion files have"
+            f"{path} should have one of the extensions of textual inversion files: .safetensors, .bin or .pt"
         )
     with mapped(path) as data:
         content = read_pickle(path, data)
@@ -181,7 +181,7 @@ def _vectors(path: Path, keys: Mapping[str, str]) -> tuple[str | None, dict[str,
         named = content["string_to_param"] if isinstance(content.get("string_to_param"), dict) else content
         views = {name: view for name, view in list(named.items())[:_MAX_TENSORS] if isinstance(view, Tensor)}
         if sum(view.nbytes for view in views.values()) > len(data):
-            raise CheckpointError(f"{path}: its tensors need more than its {len(data)} bytes; use a different file")
+            raise CheckpointError(f"{path}: its tensors exceed the file's {len(data)} bytes; use a different file")
         return _sorted(path, {name: view.read(data) for name, view in views.items()}, content, keys)
 
 

@@ -20,7 +20,7 @@ from sega_jax.weights.layout import Entry
 from sega_jax.weights.tensors import Tensors, looks_like
 from sega_jax.weights.unpickling import Machine, Storage, Tensor
 
-_MAGIC = 0x1950A86A20F9469CFC6C  # the value of the first pickle in files from before torch 1.6
+_MAGIC = 0x1950A86A20F9469CFC6C  # the value of the first pickle in files that torch wrote before version 1.6
 # The maximum number of files in a zip file, about ten times as many as in the largest checkpoints.
 _MAX_FILES = 2**20
 _PICKLES = ("a zip file", "a pickle")  # results of `looks_like` for pickled weight files
@@ -64,7 +64,7 @@ class PickledTensors(Tensors):
                 )
             left -= tensor.nbytes
             if left < 0:
-                raise CheckpointError(f"{path}: its tensors need more than its {len(data)} bytes; use a different file")
+                raise CheckpointError(f"{path}: its tensors exceed the file's {len(data)} bytes; use a different file")
             size = float8.width(tensor.dtype) * math.prod(tensor.shape)
             yield Entry(key, tensor.shape, size, partial(_read, tensor, data), float8.is_eight_bit(tensor.dtype))
 
@@ -101,7 +101,7 @@ def _dictionaries(content: Any) -> dict[Any, dict]:
 
 
 def opened(path: Path, rename: Callable[[str], str | None] = str) -> Tensors:
-    """Opens a pickle or a safetensors file. The content determines which it is.
+    """Opens a pickle or a safetensors file. The content determines the format.
 
     Args:
         path: the file.
@@ -111,7 +111,7 @@ def opened(path: Path, rename: Callable[[str], str | None] = str) -> Tensors:
         CheckpointError: the file is missing, broken or hostile.
     """
     kind = looks_like(path)
-    if kind not in (*_PICKLES, "a safetensors file"):  # opening the file fails; the ending determines the error
+    if kind not in (*_PICKLES, "a safetensors file"):  # opening the file fails; the extension determines the error
         kind = "a safetensors file" if path.suffix == ".safetensors" else "a pickle"
     return (NestedTensors if kind in _PICKLES else Tensors).of_file(path, rename)
 
@@ -156,8 +156,8 @@ def read(path: Path, data: mmap.mmap) -> Any:
     except Exception:  # a broken file can raise errors of many types
         raise CheckpointError(f"{path} is truncated or not a torch weight file; fetch it again") from None
     raise CheckpointError(
-        f"{path} is {looks_like(path) or 'truncated or not a torch weight file'}, expected a pickle, because its ending"
-        f" is {path.suffix}; fetch it again, or correct its ending"
+        f"{path} is {looks_like(path) or 'truncated or not a torch weight file'}, expected a pickle, because its"
+        f" extension is {path.suffix}; fetch it again, or correct its extension"
     )
 
 

@@ -33,7 +33,7 @@ _STORAGES = {
     "BoolStorage": np.bool_,
     "UntypedStorage": np.uint8,  # bytes; each view has its own dtype
 }
-# The dtypes of views of untyped storages.
+# The dtypes that views of untyped storages can have.
 _DTYPES = {np.dtype(dtype).name: dtype for dtype in float8.DTYPES.values()}
 _DTYPES |= {np.dtype(dtype).name: dtype for dtype in (np.uint16, np.uint32, np.uint64)}
 # Functions that a pickle may call although they do not return dense tensors. Each call returns a `Name`, which causes
@@ -143,7 +143,7 @@ class Machine:
             Exception: the pickle is broken; the type depends on the damage.
         """
         self.stack, self.marks, self.memo = [], [], {}
-        # The declared type of genops excludes mmap, but any object with read, readline and tell works.
+        # The declared parameter type of genops excludes mmap, but any object with read, readline and tell works.
         for opcode, argument, at in pickletools.genops(data):  # type: ignore[arg-type]
             assert at is not None
             self.left -= 1
@@ -203,7 +203,7 @@ class Machine:
         elif name in ("REDUCE", "NEWOBJ"):
             arguments, function = stack.pop(), stack.pop()
             stack.append(self.call(function, arguments))
-        elif name == "BUILD":  # would set attributes of an object; they are not needed
+        elif name == "BUILD":  # would set attributes on an object; they are not needed
             stack.pop()
         elif name == "BINPERSID":
             stack.append(self.persistent(stack.pop()))
@@ -277,6 +277,6 @@ class Machine:
     def refused(self, content: str) -> CheckpointError:
         """Returns the error for a pickle that contains anything other than tensors."""
         return CheckpointError(
-            f"{self.path} was rejected, and none of its code was run: it contains more than tensors ({content[:80]});"
-            " use a different file, or .safetensors"
+            f"{self.path} was rejected, and none of its code was run: it contains objects other than tensors"
+            f" ({content[:80]}); use a different file, or .safetensors"
         )

@@ -37,7 +37,7 @@ class Part(NamedTuple):
 
     nbytes: int  # the total size of its arrays
     read: Callable[[Callable[[int], Any]], Network]  # reads the network; calls its argument with each array's size
-    stem: str  # the name of the weight file in diffusers' layout, without its ending
+    stem: str  # the name of the weight file in diffusers' layout, without its extension
 
 
 def network_of(

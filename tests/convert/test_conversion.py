@@ -64,7 +64,7 @@ def read(one_device):
 
 
 def tensors(folder):
-    """Returns {(network, key): (dtype, shape, bytes)} of a checkpoint in diffusers layout."""
+    """Returns {(network, key): (dtype, shape, bytes)} for a checkpoint in diffusers layout."""
     files = sorted(path for part in PARTS for path in (folder / part).glob("*.safetensors"))
     return {
         (file.parent.name, key): (array.dtype, array.shape, array.tobytes())
@@ -99,7 +99,7 @@ def test_round_trip(tmp_path, stored, sharded, prefix):
     convert.convert(source, tmp_path / "orbax")
     back = convert.convert(tmp_path / "orbax", tmp_path / "back", to="diffusers")
     assert tensors(back) == tensors(source)
-    # The same library writes both, so the files are also equal.
+    # The same library wrote both checkpoints, so even the files are equal.
     assert files(back) == unsharded
 
 
@@ -172,7 +172,7 @@ def test_the_safety_checker_is_converted(tmp_path, read):
 
 @pytest.mark.parametrize("name", ["stage1", "stage2", "upscaler"])
 def test_round_trip_of_stages_and_the_upscaler(stages, tmp_path, read, name):
-    """The second stage has no text encoder. It and the upscaler have a scheduler for noising small pictures."""
+    """The second stage (without a text encoder) and the upscaler have a scheduler that adds noise to small pictures."""
     source = shutil.copytree(stages[name], tmp_path / "source")
     (source / "safety_checker").mkdir()
     (source / "safety_checker" / "model.safetensors").write_bytes(b"of another library")

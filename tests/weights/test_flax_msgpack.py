@@ -103,7 +103,7 @@ def test_stable_diffusion_xl(least_xl_folder, least_xl, tmp_path):
 
 
 def test_safetensors_take_precedence(folder, source, expected):
-    """Sharded safetensors also take precedence, but those of a different variant do not."""
+    """Sharded safetensors also take precedence, but safetensors of a different variant do not."""
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"
     original = source / "unet" / path.name
     arrays = {key: 2 * array for key, array in load_file(original).items()}
@@ -274,7 +274,7 @@ def test_chunks_that_do_not_fit_the_shape_are_rejected(tmp_path):
 
 
 def test_weights_that_do_not_fit_are_listed(folder):
-    """The error lists torch's names, and shapes in our order of axes."""
+    """The error lists torch's names, and shapes in our axis order."""
     path = folder / "unet" / "diffusion_flax_model.msgpack"
     tree = serialization.msgpack_restore(path.read_bytes())
     tree["conv_in"]["kernel"] = tree["conv_in"]["kernel"].transpose(3, 2, 0, 1)
@@ -299,7 +299,7 @@ DEFAULTS = {
 
 
 def test_schedulers_for_flax():
-    """A scheduler class for Flax becomes torch's class, with Flax's defaults."""
+    """A Flax scheduler class becomes the corresponding torch class, but Flax's defaults are kept."""
     config = {**tiny.SD_BETAS, "_diffusers_version": "0.4.0.dev0", "trained_betas": None}
     for name, options in {
         "PNDMScheduler": {"skip_prk_steps": True, "set_alpha_to_one": False, "steps_offset": 1},

@@ -1,8 +1,8 @@
 """Tests reading damaged files: a checkpoint either loads, or is rejected with a `CheckpointError` or a `ValueError`.
 
-Every attempt must need little time and memory, even if the file claims to contain 10**10 of something. The limits are
-five seconds and two gigabytes of address space. If only arrays are read, an attempt may exceed the memory for the
-undamaged file by at most twice the size of the file.
+Every attempt must need little time and memory, even if the file claims to contain 10**10 items. The limits are five
+seconds and two gigabytes of address space. If only arrays are read, an attempt may use at most as much memory as the
+undamaged file needs, plus twice the file's size.
 """
 
 import copy
@@ -103,7 +103,7 @@ def entries_changed(rng, original):
                 break
             inside, key = parent, rng.choice(list(parent) if isinstance(parent, dict) else range(len(parent)))
             parent = parent[key]
-        # A number may also be doubled, which some configs survive.
+        # A number may also be doubled; some configs then still load.
         double = isinstance(parent, int | float) and rng.random() < 0.5
         inside[key] = 2 * parent if double else copy.deepcopy(rng.choice(EXTREMES))
     return json.dumps(damaged).encode()
@@ -135,7 +135,7 @@ def bounded():
 
 
 def survives(attempt, original, write, change=changed, cases=CASES):
-    """Returns how often an attempt succeeded on damaged content that was written to a file."""
+    """Writes damaged content to a file several times, and returns the number of attempts that succeeded."""
     rng, good = random.Random(len(original)), 0
     for _ in range(cases):
         damaged = change(rng, original)
@@ -155,7 +155,7 @@ def survives(attempt, original, write, change=changed, cases=CASES):
 def survives_in_little_memory(attempt, original, write, change=changed, cases=CASES):
     """Does the same as `survives`, and also limits the memory that attempts may use.
 
-    An attempt may exceed the memory for the undamaged file, which must load, by at most twice the size of the file.
+    An attempt may use at most as much memory as the undamaged file (which must load) needs, plus twice the file's size.
     """
 
     def peak():
@@ -259,7 +259,7 @@ def test_headers(weights, read):
 
 
 def test_single_files(tmp_path, text):
-    """The file has a text encoder with OpenCLIP's names. Its fused tensors contain several of our parameters each."""
+    """The file has a text encoder with OpenCLIP's names. Each fused tensor contains several parameters."""
     path, config = tmp_path / "model.safetensors", tiny.TEXT | {"num_hidden_layers": 1}
     starts = (original_files.OPENCLIP, f"{original_files.UNET}input_blocks.0.0.")
     tensors = tiny.original(unet=tiny.UNET_1, text=config, openclip=True)

@@ -44,7 +44,7 @@ NEEDED = {
 
 @pytest.fixture(scope="module")
 def repository(small_folder, tmp_path_factory):
-    """Returns a checkpoint with other files that repositories often contain."""
+    """Returns a checkpoint with additional files that repositories often contain."""
     folder = shutil.copytree(small_folder, tmp_path_factory.mktemp("hub") / "tiny")
     for name in ("README.md", "v1-5-pruned.ckpt", "unet/diffusion_pytorch_model.bin", "vae/model.onnx"):
         (folder / name).write_bytes(b"x")
@@ -151,7 +151,7 @@ def test_encoding_text_downloads_only_the_text_networks(client):
 
 
 def response(status, code=None):
-    # The hub's client uses httpx or its successor; both have the same class.
+    # The hub's client uses httpx or its successor; both have a `Response` class.
     httpx = sys.modules[errors.HTTPError.__module__.partition(".")[0]]
     headers = {} if code is None else {"X-Error-Code": code}
     return httpx.Response(status, headers=headers, request=httpx.Request("GET", "http://hub.invalid/owner/tiny"))
@@ -335,7 +335,7 @@ def test_a_local_folder_takes_precedence_and_has_no_revision(client, small_folde
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Answers the requests that the hub's client needs: the list of a revision's files, and the files."""
+    """Answers the requests that the hub's client makes: for the list of a revision's files, and for the files."""
 
     folder: Path
     asked: list
@@ -397,7 +397,7 @@ print(json.dumps(results))
 
 @pytest.mark.slow
 def test_the_real_client(repository, small, tmp_path):
-    """Downloads a repository, loads it offline from the cache, and gets errors for gated and missing ones."""
+    """Downloads a repository, loads it offline from the cache, and gets errors for gated and missing repositories."""
     handler = type("Handler", (Server,), {"folder": repository, "asked": []})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -433,7 +433,7 @@ def test_the_real_client(repository, small, tmp_path):
 def test_a_local_file_with_the_name_of_a_folder_in_a_repository_is_ignored(
     client, monkeypatch, tmp_path, small, one_device
 ):
-    """A folder in a repository is used even if a local file has the name of the last part of its path."""
+    """A folder in a repository is used even if there is a local file with the folder's name."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "unet").write_bytes(b"PK\3\4")
     pipe = sega_jax.load(NAME, unet=f"{NAME}/unet", devices=one_device)

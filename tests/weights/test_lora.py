@@ -53,7 +53,7 @@ def test_unprefixed_names_belong_to_the_unet(models, layers, write):
 
 
 def test_several_loras_add_up(models, layers, write):
-    """Some layers are changed by several LoRAs. Their order does not matter, and negative scales subtract them."""
+    """Some layers are changed by several LoRAs. The LoRAs' order does not matter; a negative scale subtracts a LoRA."""
     halves = [{place: layer for i, (place, layer) in enumerate(layers.items()) if i % 3 != k} for k in (0, 1)]
     a, b = write(tensors(halves[0], kohya), "a.safetensors"), write(tensors(halves[1], peft), "b.safetensors")
     result = merge_lora(models, {a: 0.5, b: -2})
@@ -292,7 +292,7 @@ def test_a_file_of_peft_without_settings_raises_a_warning(models, layers, write)
     content = {f"base_model.model.{key}": array for key, array in tensors(layers, peft, False).items()}
     path = write(content, "adapter_model.safetensors")
     with pytest.warns(
-        UserWarning, match=r"has no adapter_config\.json next to it, .* alpha is assumed to equal the rank"
+        UserWarning, match=r"has no adapter_config\.json .* next to it; alpha is assumed to equal the rank"
     ):
         merge_lora(models, path)
 

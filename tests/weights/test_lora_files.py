@@ -24,7 +24,7 @@ CONTENT = {"unet.conv_in.lora_A.weight": np.ones((1, 2), np.float32)}
 
 
 def fill(folder, *names):
-    """Writes small files whose endings determine their formats: weights, or empty JSON objects."""
+    """Writes small files whose extensions determine their formats: weights, or empty JSON objects."""
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,14 +100,14 @@ def test_an_empty_folder_is_rejected(tmp_path):
 
 
 def test_the_content_of_a_file_determines_its_format(tmp_path):
-    """Only files with one of the weight-file endings are read. Their content, not the ending, determines the format."""
+    """Only files with a weight file's extension are read. Their content, not the extension, determines the format."""
     for ending in (".bin", ".pt", ".pth", ".ckpt"):
         save_file(CONTENT, tmp_path / f"a{ending}")
     pickling.save(CONTENT, tmp_path / "a.safetensors")
     for ending in ENDINGS:
         with torch_pickle.opened(find(tmp_path / f"a{ending}")) as tensors:
             assert tensors.shapes == {"unet.conv_in.lora_A.weight": (1, 2)}
-    with pytest.raises(CheckpointError, match=r"a\.txt should have one of the endings \.safetensors, \.ckpt"):
+    with pytest.raises(CheckpointError, match=r"a\.txt should have one of the extensions \.safetensors, \.ckpt"):
         find(fill(tmp_path, "a.txt") / "a.txt")
 
 
@@ -145,7 +145,7 @@ def test_a_file_in_a_repository_and_a_revision(client):
     assert len(client.calls) == calls
     with pytest.raises(CheckpointError, match=r"owner/style has no none\.pt; it has d\.pt, styles/a b\.safetensors"):
         find(f"{NAME}/none.pt")
-    with pytest.raises(CheckpointError, match=r"README\.md should have one of the endings"):
+    with pytest.raises(CheckpointError, match=r"README\.md should have one of the extensions"):
         find(f"{NAME}/README.md")
 
 

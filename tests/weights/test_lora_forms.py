@@ -1,5 +1,5 @@
-"""Tests the forms of adapters: compares their weight differences with float64 arithmetic, and checks that bad files are
-rejected."""
+"""Tests the forms of adapters: compares their weight differences with results computed in float64, and checks that bad
+files are rejected."""
 
 import json
 import tracemalloc

@@ -1,4 +1,4 @@
-"""Tests names in LoRA files: spellings of layers, prefixes and adapters, and the recognition of families."""
+"""Tests names in LoRA files: spellings of layer, prefix and adapter names, and the recognition of families."""
 
 import functools
 import json
@@ -46,13 +46,13 @@ def place():
 
 
 def resblocks(name):
-    """Returns OpenCLIP's name of a layer in a text encoder."""
+    """Returns OpenCLIP's name for a layer in a text encoder."""
     for diffusers, openclip in (("encoder.layers", "transformer.resblocks"), ("self_attn.out", "attn.out")):
         name = name.replace(diffusers, openclip)
     return name.replace("mlp.fc1", "mlp.c_fc").replace("mlp.fc2", "mlp.c_proj")
 
 
-# Names of the UNet's layers in files, given the layer's name and its name in the original repository.
+# Names that files use for the UNet's layers, given the layer's name and its name in the original repository.
 UNET_SPELLINGS = {
     "diffusers": lambda name, original: f"unet.{name}",
     "peft": lambda name, original: f"base_model.model.{name}",
@@ -67,7 +67,7 @@ UNET_SPELLINGS = {
     "OneTrainer's exchange format": lambda name, original: f"unet.{original}",
     "SimpleTuner": lambda name, original: f"lycoris_{name.replace('.', '_')}",
 }
-# Names of the layers of the first and the second text encoder in files.
+# Names that files use for the layers of the first and the second text encoder.
 TEXT_SPELLINGS = {
     "diffusers": (lambda name: f"text_encoder.text_model.{name}", lambda name: f"text_encoder_2.text_model.{name}"),
     "kohya": (
@@ -130,7 +130,7 @@ def test_other_names_are_not_parsed(name):
 
 @pytest.mark.parametrize("spelling", UNET_SPELLINGS)
 def test_layers_of_the_unet(spelling):
-    """Every layer is found, including norms, whose full differences are stored in files."""
+    """Every layer is found, including norms, for which files store full differences."""
     models, find_place = place()
     for key, original in unet_names(models.unet).items():
         if key.endswith(".weight"):

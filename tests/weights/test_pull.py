@@ -380,7 +380,7 @@ def test_weights_that_are_not_floats_are_rejected(refused, copy, dtype):
 
 
 def test_a_parameter_under_two_names(refused, read, copy):
-    """Equal values are accepted, different values are rejected."""
+    """Equal values are accepted, but different values are rejected."""
     edit_tensors(copy / TEXT, lambda tensors: tensors.update(**{f"text_model.{k}": v for k, v in tensors.items()}))
     read(copy)
     name = "text_model.final_layer_norm.bias"

@@ -203,7 +203,7 @@ def test_arguments_override_declarations_with_a_warning(single, folder, pipe, tm
 
 @pytest.mark.parametrize("form", ["parameter", "linear layer"])
 def test_a_file_with_only_openclips_text_encoder(tmp_path, pipe, folder, single, form):
-    """The projection is stored as [in, out], or as a linear layer's weight."""
+    """Covers two cases: the projection is stored as [in, out] or as a linear layer's weight."""
     start = original_files.OPENCLIP_XL
     tensors = {key.removeprefix(start): array for key, array in single.items() if key.startswith(start)}
     if form == "linear layer":

@@ -82,7 +82,7 @@ NAMES = {
 
 @pytest.mark.parametrize("names", NAMES)
 def test_other_names_in_the_autoencoder(simple, write, small, small_folder, names):
-    """The attention is stored as linear layers instead of convolutions, under names of several versions."""
+    """The attention is stored as linear layers instead of convolutions, under the names that several versions use."""
     result = {}
     for key, array in simple.items():
         if ".attn_1." in key:
@@ -105,7 +105,7 @@ def test_tensors_of_other_networks_are_ignored(simple, write, small, small_folde
 
 
 def test_networks_of_other_pipelines(simple, write, small, small_folder):
-    """Networks from other pipelines can supply those that the file lacks."""
+    """Other pipelines can supply the networks that the file lacks."""
     path = write({key: array for key, array in simple.items() if key.startswith(original_files.UNET)})
     with pytest.raises(CheckpointError, match=r"has no text_encoder \(no names that start with .*; pass text_encoder="):
         load(path, config=small_folder, devices=small.devices)
@@ -146,7 +146,7 @@ def test_the_prediction_type(simple, write, small, small_folder):
     [("sd_1", 1130, 1_066_235_307), ("sd_2", 1214, 1_289_952_427), ("sdxl", 2513, 3_468_837_867)],
 )
 def test_names_at_full_size(name, count, parameters):
-    """The recorded names are those of Stable Diffusion 1.5, 2.1 and XL base, without tensors that our networks lack."""
+    """The names are from Stable Diffusion 1.5, 2.1 and XL base, and omit tensors that our networks lack."""
     config = {"sd_1": published.SD_1, "sd_2": published.SD_2, "sdxl": published.XL}[name]
     result = shapes(config, name == "sd_2")
     lines = (REFERENCE / f"{name}_file.txt").read_text().splitlines()

@@ -92,7 +92,7 @@ def test_a_word_of_one_token(small, tmp_path, vectors, shape):
     ],
 )
 def test_words_match_in_any_case(small, tmp_path, vectors, word, spellings):
-    """CLIP's tokenizer converts text to lower case, so every spelling gives all tokens of the word."""
+    """CLIP's tokenizer converts text to lower case, so every spelling of a word produces the same tokens."""
     path = diffusers(tmp_path / "a", vectors)
     models, tokenizer = add_words(small.models, small.tokenizer, {word: path})
     for spelling in spellings:
@@ -147,7 +147,7 @@ def save(tmp_path, content, name="a.safetensors"):
 
 
 BROKEN = {
-    "width": ({WORD: np.ones((2, 8), np.float32)}, "vectors of 8 channels, but the text_encoder has 16"),
+    "width": ({WORD: np.ones((2, 8), np.float32)}, "vectors with 8 channels, but the text_encoder has 16"),
     "two text encoders": (
         {"clip_l": np.ones((2, 16), np.float32), "clip_g": np.ones((2, 12), np.float32)},
         "has vectors for .*, expected vectors for text_encoder; it was trained for Stable Diffusion XL",
@@ -195,7 +195,7 @@ def test_wrong_arguments_are_rejected(small, first, tmp_path, vectors):
         (TypeError, "models=Models and tokenizer=T5Tokenizer should come from", (first.models, first.tokenizer, path)),
         (TypeError, "models=int and", (3, small.tokenizer, path)),
         (CheckpointError, "none.pt is missing", (small.models, small.tokenizer, tmp_path / "none.pt")),
-        (CheckpointError, r"a\.png should have one of the endings", (small.models, small.tokenizer, "a.png")),
+        (CheckpointError, r"a\.png should have one of the extensions", (small.models, small.tokenizer, "a.png")),
     ]:  # fmt: skip
         with pytest.raises(error, match=message):
             add_words(*arguments)
