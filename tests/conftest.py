@@ -1,9 +1,9 @@
-"""Fixtures, and settings for all tests: strict JAX, and eight virtual devices on the CPU."""
+"""Fixtures, and settings for all tests: strict dtype and rank promotion, and eight virtual devices on the CPU."""
 
 import os
 
 # Tests run each program only a few times, so optimising it, splitting its compilation among threads, or using the newer
-# emitters of fused loops would take longer than it saves. JAX reads these variables when it is imported.
+# emitters for fused loops would cost more time than it saves. JAX reads these variables when it is imported.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=1 --xla_cpu_parallel_codegen_split_count=1"
@@ -58,7 +58,7 @@ def optimised():
 
 @pytest.fixture(scope="session", autouse=True)
 def _compile_once(tmp_path_factory):
-    """Caches compiled programs on disk, so that all tests and processes of a run compile each program once."""
+    """Caches compiled programs on disk, so that each program is compiled once for all tests and processes of a run."""
     run = tmp_path_factory.getbasetemp()
     run = run.parent if "PYTEST_XDIST_WORKER" in os.environ else run
     jax.config.update("jax_compilation_cache_dir", str(run / "xla"))

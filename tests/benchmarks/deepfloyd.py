@@ -1,8 +1,8 @@
-"""How much time and memory does a stage of DeepFloyd-IF need at full size, and how close is it to the floor?
+"""How much time and memory does a stage of DeepFloyd-IF need at full size, and how close is the time to the floor?
 
 The stages are IF-I-XL (64x64), IF-II-L (256x256) and the x4 upscaler (1024x1024), with random weights, and random
 embeddings instead of a text encoder. The default is one concept. The floor is the time that the arithmetic (all
-branches at every step, and decoding) would take at the device's rate for bfloat16 matrix products, the ceiling. Run
+branches at every step, and decoding) would take at the ceiling, the device's rate for bfloat16 matrix products. Run
 this from the root of the repository:
 
     python tests/benchmarks/deepfloyd.py --stage stage1 --steps 50 --concepts 1 --batch 1 --repeat 5
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--stage", default="stage1", choices=["stage1", "stage2", "upscaler"])
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--attention", default="cudnn", choices=["xla", "cudnn", "pallas"])
-    parser.add_argument("--ceiling", type=float, default=796.0, help="the rate of matrix products in TFLOP/s")
+    parser.add_argument("--ceiling", type=float, default=796.0, help="the rate for matrix products, in TFLOP/s")
     parser.add_argument("--tiny", action="store_true", help="try this script with a small network")
     parser.add_argument("--json", type=Path, help="write the measurements to this file")
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""How long does a call of the demo model take on a CPU, in this library and in diffusers?
+"""How long does a pipeline call with the demo model take on a CPU, in this library and in diffusers?
 
 Both use the same float32 weights and settings, and take turns on the same cores. The script needs torch
 and diffusers. Run it from the root of the repository, for example on two cores:

@@ -1,8 +1,8 @@
-"""How much time and memory does an edited picture need, from prompt to pixels, and how close is that to the floor?
+"""How much time and memory does an edited picture need, from prompt to pixels, and how close is the time to the floor?
 
 The model is Stable Diffusion 1.5 at 512x512 with random weights (speed does not depend on their values). Each
 combination of concepts and batch size is compiled, and then called `--repeat` times. The floor is the time that the
-networks' arithmetic would take at the device's rate for bfloat16 matrix products, the ceiling. `torch_sega.py` measures
+networks' arithmetic would take at the ceiling, the device's rate for bfloat16 matrix products. `torch_sega.py` measures
 diffusers' pipeline in the same way, and `tables.py` prints both side by side. Run this from the root of the repository,
 with PYTHONPATH=. if the library is not installed:
 
@@ -54,7 +54,7 @@ def pipeline(dtype: str, attention: str, devices: Devices | None = None, *, smal
 
 
 def floor(concepts: int, batch: int, steps: int, ceiling: float) -> float:
-    """Returns the time in seconds that the arithmetic alone takes at a ceiling in TFLOP/s."""
+    """Returns the time in seconds that the arithmetic alone takes; `ceiling` is in TFLOP/s."""
     return batch * ((2 + concepts) * steps * UNET + DECODER) / ceiling
 
 
@@ -94,7 +94,7 @@ def arguments(doc: str | None) -> argparse.ArgumentParser:
     for name, default in (("steps", 50), ("repeat", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--ceiling", type=float, default=796.0, help="the rate of matrix products in TFLOP/s")
+    parser.add_argument("--ceiling", type=float, default=796.0, help="the rate for matrix products, in TFLOP/s")
     parser.add_argument("--tiny", action="store_true", help="try this script with a small network")
     parser.add_argument("--json", type=Path, help="write the measurements to this file after each cell")
     return parser
@@ -114,7 +114,7 @@ def report(about: dict[str, Any], rows: list[dict[str, Any]], path: Path | None)
 
 
 def write_results(args: argparse.Namespace, pipe: Pipeline, rows: list[dict[str, Any]]) -> None:
-    """Writes the results of another benchmark to its `--json` file, if it has one."""
+    """Writes another benchmark's results to its `--json` file, if one was given."""
     if args.json:
         args.json.write_text(json.dumps({"about": about(args, pipe), "found": rows}, indent=1) + "\n")
 

@@ -1,7 +1,7 @@
 """How much host memory does loading need at its peak, relative to the size of the weights in the loaded dtype?
 
-A random checkpoint of the Stable Diffusion 1.5 architecture is written to a temporary folder in every file format, and
-loaded in each dtype on one CPU device, each time in a new process. Memory means the process's anonymous memory
+A random checkpoint with the Stable Diffusion 1.5 architecture is written to a temporary folder in every file format,
+and loaded in each dtype on one CPU device, each time in a new process. Memory means the process's anonymous memory
 (RssAnon, sampled every millisecond) beyond what it used before loading. It includes the weights, but not the pages of
 mapped files, which the system can reclaim. Run this from the root of the repository:
 

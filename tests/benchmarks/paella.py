@@ -1,15 +1,16 @@
-"""How much time and memory does Paella need at full size, and how close is it to the floor?
+"""How much time and memory does Paella need at full size, and how close is the time to the floor?
 
 The model is the published architecture (1.0 billion parameters) at 256x256 pixels with random weights and 32 steps.
 Random arrays replace the outputs of ByT5 and CLIP, so only the denoiser and the VQGAN run. The default is one concept.
-The floor is the time that the arithmetic of the branches would take at the device's rate for bfloat16 matrix products,
-the ceiling. Each branch needs 0.52 TFLOP per step, and more for longer texts. The script also prints the temporary
+The floor is the time that the arithmetic of the branches would take at the ceiling, the device's rate for bfloat16
+matrix products. Each branch needs 0.52 TFLOP per step, and more for longer texts. The script also prints the temporary
 memory of the compiled program. Run it from the root of the repository, with PYTHONPATH=. if the library is not
 installed:
 
     python tests/benchmarks/paella.py --concepts 1 --batch 1 --repeat 5
 
-`--tiny` tests the script itself with a small network of the same vocabulary, which runs on any CPU; ignore its timings.
+`--tiny` tests the script itself with a small network, which has the same vocabulary and runs on any CPU; ignore its
+timings.
 """
 
 import argparse
@@ -40,7 +41,7 @@ SMALL["vqgan"] = tiny.PAELLA_PARTS["vqgan"] | {"codebook_size": 8192}
 
 
 def temporary(models: paella.Models, rows: int, n: int) -> float:
-    """Returns the temporary memory of the guided loop in GiB, in addition to its arguments."""
+    """Returns the temporary memory in GiB that the guided loop needs in addition to its arguments."""
     net, shape = models.denoiser, (64, 64, models.denoiser.config.num_labels)
     float32, one, sampler = np.float32, jax.ShapeDtypeStruct, paella.SYSTEM.sampler
     edits = Edits.stack([[Edit("a")] * n] * rows)
@@ -62,7 +63,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--support", default="channel")
-    parser.add_argument("--ceiling", type=float, default=796.0, help="the rate of matrix products in TFLOP/s")
+    parser.add_argument("--ceiling", type=float, default=796.0, help="the rate for matrix products, in TFLOP/s")
     parser.add_argument("--tiny", action="store_true", help="try this script with a small network")
     parser.add_argument("--json", type=Path, help="write the measurements to this file")
     args = parser.parse_args()

@@ -6,8 +6,8 @@ script prints
 
 - the peak signal-to-noise ratio of the pictures,
 - the number of positions that the edit changes in only one of the two runs, relative to all positions that it changes
-  in float32. This is printed for the concept's first call, where both runs see nearly the same latents, and for all
-  calls together, although the later ones may have little left to change,
+  in float32. It is printed for the concept's first call, where both runs see nearly the same latents, and for all calls
+  together (the later calls may have little left to change),
 - and the relative distance between the semantic guidance of the two runs.
 
 Run it from the root of the repository:
@@ -34,7 +34,7 @@ def ratio(ours: np.ndarray, other: np.ndarray) -> float:
 
 
 def flipped(ours: np.ndarray, other: np.ndarray) -> float:
-    """Returns how many entries are nonzero in only one array, divided by how many are nonzero in `ours`."""
+    """Returns the number of entries that are nonzero in only one array, relative to the nonzero entries in `ours`."""
     first, second = ours != 0, other != 0
     return float((first ^ second).sum() / first.sum())
 

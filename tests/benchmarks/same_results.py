@@ -2,16 +2,16 @@
 
     python tests/benchmarks/same_results.py BASE [HEAD] [--record FILE]
 
-BASE and HEAD are folders of checkouts; HEAD is by default the one that contains this script. Both run the same calls,
-each in its own process: the demo model, small random checkpoints of every family, a sweep, the diffusers pipelines and
-two devices. The calls use the public API only, so that they run before and after a refactoring. The script prints a
-line for every array that the calls return. It exits with 1 if a call fails, or if an array is missing, has a different
-shape or dtype, or differs by a relative L2 of 1e-6 or more.
+BASE and HEAD are the folders of two checkouts; HEAD defaults to the checkout that contains this script. Both run the
+same calls, each in its own process: the demo model, small random checkpoints of every family, a sweep, the diffusers
+pipelines and two devices. The calls use the public API only, so that they run before and after a refactoring. The
+script prints a line for every array that the calls return. It exits with 1 if a call fails, or if an array is missing,
+has a different shape or dtype, or has a relative L2 error of 1e-6 or more.
 
 `--record FILE` keeps BASE's arrays in an .npz file and reads them from there next time, instead of running BASE again.
-The file is replaced when BASE, this script, the installed packages or the machine have changed.
+The file is replaced when BASE, this script, an installed package or the machine has changed.
 
-It runs on CPUs and takes about two minutes on two idle cores.
+The script runs on CPUs and takes about two minutes on two idle cores.
 """
 
 import hashlib
@@ -59,7 +59,7 @@ Results = Iterator[tuple[str, Any]]
 CALLS: dict[str, Callable[[Path], Results]] = {}
 
 TWO = ["a cat", "a dog"]
-# The arguments of a diffusers pipeline for a call with two edits.
+# The arguments for a call of a diffusers pipeline with two edits.
 EDITING = {
     "editing_prompt": ["hat", "bow"],
     "edit_guidance_scale": [6, 4],
@@ -148,7 +148,7 @@ def hat(**settings: Any) -> Any:
 
 
 def no_bow(**settings: Any) -> Any:
-    """Returns an edit that removes a concept at some calls, with its own momentum."""
+    """Returns an edit that removes a concept at some calls and has momentum settings of its own."""
     others = {"warmup": 1, "cooldown": 3, "momentum_scale": 0.3, "momentum_beta": 0.6}
     return Edit("bow", **{"scale": -4, "threshold": 0.5} | others | settings)
 
@@ -344,7 +344,7 @@ def paella(folder: Path) -> Results:
 
 @call("sweep")
 def swept(folder: Path) -> Results:
-    """Makes eight pictures. Groups of them share the steps before the warm-up."""
+    """Makes eight pictures; groups of them share the calls before the warm-up ends."""
     axes = {"prompt": TWO, "hat.scale": [2, -5], "hat.warmup": [1, 3]}
     description = sweep.Sweep(
         model={"source": str(folder / "one")}, call={"steps": 5}, edits={"hat": {"threshold": 0.5}}, grid=axes
@@ -466,7 +466,7 @@ def difference(base: np.ndarray | None, head: np.ndarray | None) -> tuple[str, b
     if (base.shape, base.dtype) != (head.shape, head.dtype):
         return f"HEAD has {head.dtype} {head.shape}", False
     if base.tobytes() == head.tobytes():
-        return "equal to the last bit", True
+        return "bit-identical", True
     base, head = base.astype(np.float64), head.astype(np.float64)
     relative = np.linalg.norm(head - base) / max(np.linalg.norm(base), np.finfo(np.float64).tiny)
     return f"relative L2 {relative:.1e}", bool(relative < TOLERANCE)
@@ -480,8 +480,8 @@ def compare(base: dict[str, np.ndarray], head: dict[str, np.ndarray]) -> bool:
         one = base[name] if name in base else head[name]
         text, tolerated = difference(base.get(name), head.get(name))
         print(f"{name:{width}}  {one.shape!s:24}  {one.dtype!s:8}  {text}{'' if tolerated else '  <--'}")
-        equal, wrong = equal + (text == "equal to the last bit"), wrong + (not tolerated)
-    print(f"{len(names)} arrays of {len(CALLS)} calls: {equal} equal to the last bit, {wrong} differ or are missing")
+        equal, wrong = equal + (text == "bit-identical"), wrong + (not tolerated)
+    print(f"{len(names)} arrays of {len(CALLS)} calls: {equal} bit-identical, {wrong} differ or are missing")
     return not wrong
 
 

@@ -3,8 +3,7 @@
 The model is Stable Diffusion 1.5 at 512x512 with random weights and two concepts; the number of rows on each device is
 fixed. For each number of devices, the script prints the time to place the weights, the pictures per second, the
 efficiency relative to one device in the same run, the share of the time outside the compiled programs, and the largest
-difference between the latents and those of one device (0 means equal to the last bit). Run it from the root of the
-repository:
+difference from the latents computed on one device (0 means bit-identical). Run it from the root of the repository:
 
     python tests/benchmarks/scaling.py --devices 1,2,4 --share 4 --json FILE
 """
@@ -28,7 +27,7 @@ from sega_jax.pipelines.execution.devices import Devices
 class Stopwatch(Devices):
     """Devices that record when their programs start and end.
 
-    They do so only while `ran` is a list, and then wait for each program to end.
+    They do so only while `ran` is a list, and they then wait for each program to end.
     """
 
     ran: list[tuple[float, float]] | None = None
@@ -59,7 +58,7 @@ class Stopwatch(Devices):
 def measure(count: int, args: argparse.Namespace, alone: np.ndarray | None) -> tuple[dict[str, Any], np.ndarray]:
     """Measures calls on `count` devices. Returns the measurements, and the latents that one device computes.
 
-    `alone` contains the latents that one device computes, or is None in the first measurement.
+    `alone` contains these latents, or is None in the first measurement.
     """
     devices = Stopwatch(jax.local_devices()[:count])
     began = time.perf_counter()

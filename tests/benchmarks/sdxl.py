@@ -1,8 +1,8 @@
-"""How much time and memory does Stable Diffusion XL need at full size, and how close is it to the floor?
+"""How much time and memory does Stable Diffusion XL need at full size, and how close is the time to the floor?
 
 The model is SDXL base at 1024x1024 with random weights (speed does not depend on their values), from prompt to pixels.
 The default is one concept. The floor is the time that the arithmetic (all of the UNet's branches at every step, and
-decoding) would take at the device's rate for bfloat16 matrix products, the ceiling. Run this from the root of the
+decoding) would take at the ceiling, the device's rate for bfloat16 matrix products. Run this from the root of the
 repository, with PYTHONPATH=. if the library is not installed:
 
     python tests/benchmarks/sdxl.py --json FILE
@@ -54,7 +54,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--attention", default="cudnn", choices=["xla", "cudnn", "pallas"])
-    parser.add_argument("--ceiling", type=float, default=796.0, help="the rate of matrix products in TFLOP/s")
+    parser.add_argument("--ceiling", type=float, default=796.0, help="the rate for matrix products, in TFLOP/s")
     parser.add_argument("--tiny", action="store_true", help="try this script with a small network")
     parser.add_argument("--json", type=Path, help="write the measurements to this file")
     args = parser.parse_args()

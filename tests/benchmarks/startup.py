@@ -1,12 +1,12 @@
-"""How long does the first picture take, including the import, loading the weights and compilation?
+"""How long does the first picture take, including importing the library, loading the weights and compiling?
 
-A random checkpoint of the Stable Diffusion 1.5 architecture is written to a temporary folder, as safetensors and as
+A random checkpoint with the Stable Diffusion 1.5 architecture is written to a temporary folder, as safetensors and as
 Orbax. Each measurement runs in a new process.
 
-- The import is measured in CPU seconds, without those of `import jax`.
-- Loading is compared with reading the same files. "cold" means that the system was asked to drop the files from
-  its page cache, which it may ignore; "warm" means that the files have just been read. Memory is the peak on the host
-  beyond what the process used before; on a CPU, it includes the weights. The libraries that `load` imports, for
+- The import is measured in CPU seconds, excluding the time of `import jax`.
+- Loading is compared with reading the same files. "cold" means that the system was asked to drop the files from its
+  page cache (it may ignore the request); "warm" means that the files have just been read. Memory is the peak on the
+  host beyond what the process used before; on a CPU, it includes the weights. The libraries that `load` imports, for
   tokenizers and for Orbax's storage, are measured separately.
 - `pipe.compile` is measured with an empty persistent cache, and again with the cache that the first run filled. Most of
   the time outside the programs is spent on decoding a picture of noise.

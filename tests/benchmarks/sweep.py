@@ -2,19 +2,19 @@
 
 The model is Stable Diffusion 1.5 at 512x512 with random weights (speed does not depend on their values). The sweep has
 2 prompts, 16 seeds and 8 settings: 256 pictures. The settings edit one concept, or two that cool down half-way, after a
-warm-up of a fifth of the steps. Each sweep runs with and without sharing into a new folder, after a smaller sweep that
-compiles its programs. For comparison, single calls also make some of the pictures.
+warm-up of a fifth of the steps. Each sweep runs with and without sharing, each time into a new folder and after a
+smaller sweep that compiles its programs. For comparison, some of the pictures are also made with single calls.
 
 With `--devices`, the benchmark instead runs the sweep with sharing on each of the given numbers of devices, with a
 fixed number of rows per device. The script then prints the efficiency relative to the first number of devices, and the
-number of pictures that are not bit-identical to those made on that number. Run it from the root of the repository, with
-PYTHONPATH=. if the library is not installed:
+number of pictures that are not bit-identical to those made on that first number of devices. Run it from the root of the
+repository, with PYTHONPATH=. if the library is not installed:
 
     python tests/benchmarks/sweep.py --rows 16 --attention cudnn --json FILE
     python tests/benchmarks/sweep.py --rows 16 --attention cudnn --concepts 2 --devices 1,2 --json FILE
 
-`--demo` uses the demo model, which also runs on a CPU. On a shared machine, its processor time is more reliable than
-elapsed time. `--tiny` tests the script itself with a small network that runs on any CPU; ignore its timings.
+`--demo` uses the demo model, which also runs on a CPU. For runs on a shared machine, processor time is more reliable
+than elapsed time. `--tiny` tests the script itself with a small network that runs on any CPU; ignore its timings.
 """
 
 import argparse
@@ -168,9 +168,9 @@ def main() -> None:
     parser.add_argument("--concepts", type=numbers, default=[1, 2])
     parser.add_argument("--devices", type=numbers, default=[], help="numbers of devices; the first is the baseline")
     parser.add_argument("--rows", type=int, default=16)
-    parser.add_argument("--seeds", type=int, default=16, help="seeds for each of two prompts, with 8 pictures each")
+    parser.add_argument("--seeds", type=int, default=16, help="seeds for each of two prompts; 8 pictures per seed")
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--part", type=int, default=8, help="number of points that single calls also make; 0 for none")
+    parser.add_argument("--part", type=int, default=8, help="number of points to repeat with single calls; 0 for none")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--attention", default="xla", choices=["xla", "cudnn"])
     parser.add_argument("--demo", action="store_true", help="use the demo model in float32")

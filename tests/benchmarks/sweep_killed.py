@@ -5,7 +5,7 @@ moments.
 
 The sweep first runs undisturbed. Then it runs in another folder, where each process is killed with SIGKILL and replaced
 by a new one. In the end, there must be 2,000 records and 2,000 readable pictures without duplicates or torn files, all
-equal to the undisturbed ones to the last bit. This takes a few minutes on two CPU cores.
+bit-identical to those of the undisturbed sweep. This takes a few minutes on two CPU cores.
 """
 
 import hashlib

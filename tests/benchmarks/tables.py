@@ -58,7 +58,7 @@ def read(name: str) -> dict[str, Any]:
 
 
 def about(name: str) -> dict[str, Any]:
-    """Returns the arguments, device and versions of a result file."""
+    """Returns the arguments, device and versions that a result file records."""
     result = read(name)
     known = dict(result.get("about", result))
     if name.startswith("scaling"):
@@ -309,7 +309,7 @@ def texts(path: Path) -> list[str]:
 
 
 def refresh(path: Path) -> None:
-    """Replaces the tables of a markdown file or notebook by up-to-date ones."""
+    """Replaces the tables of a markdown file or notebook with up-to-date ones."""
     if path.suffix == ".md":
         path.write_text(refreshed(path.read_text()))
         return

@@ -1,8 +1,8 @@
 """How long does diffusers' `SemanticStableDiffusionPipeline` take in PyTorch on the same machine?
 
 The architecture, cells and measurements are the same as in `end_to_end.py`, which must not run at the same time.
-`--mode` is either eager execution or one of the modes of `torch.compile`, which compiles the UNet. The script needs
-torch and diffusers. Run it from the root of the repository:
+`--mode` selects either eager execution or the mode in which `torch.compile` compiles the UNet. The script needs torch
+and diffusers. Run it from the root of the repository:
 
     python tests/benchmarks/torch_sega.py --mode eager --dtype float16 --concepts 0,1,2,4,8 --batch 1,4,8 --json FILE
     python tests/benchmarks/torch_sega.py --mode reduce-overhead --dtype float16 --concepts 1,4 --batch 1,4 --json FILE

@@ -1,5 +1,5 @@
-"""Random weights for benchmarks: normal numbers divided by sqrt(fan in), scales near 1, and small biases. Speed does
-not depend on them."""
+"""Random weights for benchmarks: normally distributed numbers divided by sqrt(fan-in), scales near 1, and small biases.
+Speed does not depend on their values."""
 
 import math
 from typing import Any

@@ -72,12 +72,12 @@ def scaled(position: int, factor: float) -> Damage:
 
 
 def instead(value: Any) -> Damage:
-    """Replaces the object by another constant or function."""
+    """Replaces the object with another constant or function."""
     return lambda _: value
 
 
 def unchanged(position: int = 0) -> Damage:
-    """Replaces the function by one that returns an argument unchanged."""
+    """Replaces the function with one that returns an argument unchanged."""
     return instead(lambda *args, **_: args[position])
 
 

@@ -95,7 +95,7 @@ def variance_of_the_negative_prompt(predict):
 
 
 def without_heads(read, heads, part, shape):
-    """Reads the queries, keys or values as if the fused matrix held all queries first, then all keys and all values."""
+    """Reads the queries, keys or values as if the fused matrix held all queries, then all keys, then all values."""
     return read().reshape(heads[1], -1, *heads[2:])[part].reshape(shape)
 
 

@@ -28,7 +28,7 @@ def tensors_in(path):
 
 
 def view_of(count, *place):
-    """Returns the pickle opcodes of a view of the first storage, claiming that the storage has `count` entries."""
+    """Returns the pickle opcodes for a view of the first storage; they claim that the storage has `count` entries."""
     storage = ("storage", b"ctorch\nFloatStorage\n", "0", "cpu", count)
     return pickling.call("torch._utils._rebuild_tensor_v2", pickling.opcodes(storage, []) + b"Q", *place, False, {})
 
@@ -119,7 +119,7 @@ def in_c_order(read):
 
 
 def times_the_rank(factors):
-    """Multiplies the scale of a LoRA's layer by the rank, so that it becomes alpha instead of alpha / rank."""
+    """Multiplies a LoRA layer's scale by the rank, so that it becomes alpha instead of alpha / rank."""
 
     def damaged(*args):
         factor = factors(*args)

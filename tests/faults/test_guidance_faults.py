@@ -18,8 +18,8 @@ pytestmark = pytest.mark.fault
 CALLS, SPACE = 7, (5, 4, 3)
 DRAW = np.random.default_rng(0).standard_normal
 PREDICTIONS = Predictions(DRAW((CALLS, 2, *SPACE)), DRAW((CALLS, 2, *SPACE)), DRAW((CALLS, 2, 3, *SPACE)))
-# Two rows of concepts whose momentum continues after their cool-downs. In the second row, there are calls at which all
-# warm concepts have cooled down or have weight 0, and another concept is not warm yet.
+# Two rows of concepts whose momentum continues after their cool-downs. At some calls of the second row, every concept
+# that has warmed up has cooled down or has weight 0, and another concept has not warmed up yet.
 FIRST = {
     "scale": [4, 5, 6],
     "reverse": [False, True, False],
@@ -79,7 +79,7 @@ def added(rows, **options):
 
 
 def added_without_the_inactive(rows):
-    """Returns a function like that of `added`, but with wrong predictions wherever a concept is not active."""
+    """Returns a function like the one from `added`, but with wrong predictions at calls where a concept is inactive."""
 
     def show():
         edits = stacked(rows)
@@ -92,7 +92,7 @@ def added_without_the_inactive(rows):
 
 
 def by_the_oracle(rows, semantics="diffusers"):
-    """Returns a function that computes the guidance of `added` with plain NumPy."""
+    """Returns a function that uses plain NumPy to compute the same guidance as `added`."""
 
     def expected():
         u, e = PREDICTIONS.uncond, PREDICTIONS.edits
@@ -145,7 +145,7 @@ def with_state(by):
 
 
 def momentum_where(alive):
-    """Clears the momentum of a concept at all calls where `alive(edits, call)` is false."""
+    """Clears a concept's momentum at all calls where `alive(edits, call)` is false."""
 
     def by(edits, before, after):
         lives = alive(edits, before.step[:, None])[..., None, None, None]

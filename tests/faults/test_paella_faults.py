@@ -1,4 +1,4 @@
-"""Faults in Paella's networks, condition, sampler and prior, compared with recorded results of the original code."""
+"""Faults in Paella's networks, condition, sampler and prior, compared with results recorded from the original code."""
 
 from functools import partial
 
@@ -57,7 +57,7 @@ def at(module, path):
 
 
 def denoiser_blocks():
-    """Runs each kind of denoiser block on inputs with a variance so small that the epsilons of norms matter."""
+    """Runs each kind of denoiser block on inputs whose variance is so small that the norms' epsilons matter."""
     model, outputs = denoiser(), []
     for path, channels in cases.BLOCKS.items():
         x, skip, level, states = map(jnp.asarray, cases.block_inputs(channels, 0.01))
@@ -77,7 +77,7 @@ def known(*names, dtype="float32"):
 
 
 def texts(names):
-    """Returns the recorded texts, padded to one length, for a batch of two."""
+    """Returns the recorded texts, padded to the same length, for a batch of two."""
     byt5, mask = np.full((2, len(names), 9, 18), 3.0), np.zeros((2, len(names), 9), bool)
     for i, name in enumerate(names):
         states = cases.BRANCHES[name]["byt5"]
@@ -97,14 +97,13 @@ def grids(name):
 
 
 def replayed():
-    """Records the guidance of the edited run, and returns the grids of a run without the edit that replays this
-    guidance."""
+    """Records the guidance of the edited run, and returns the grids of a run that replays it without the edit."""
     _, guidance = run("edited", [EDIT], record=True)
     return run("edited", [], replay=guidance)[0]
 
 
 def run(name, edits, replay=None, record=False):
-    """Samples with the noise of the recorded run, and returns every grid except the first, and the guidance."""
+    """Samples with the noise of the recorded run; returns every grid except the first, and the guidance."""
     influence = (1.0, 1.0) if name == "published" else cases.INFLUENCE
     stacked = Edits.stack([edits] * 2) if edits else None
     keys = jax.random.split(jax.random.key(0))

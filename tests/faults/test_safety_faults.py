@@ -21,7 +21,7 @@ def near_thresholds():
     """Draws cosines [pictures, 3] and [pictures, 17] so close to their thresholds that rounding matters.
 
     Returns:
-        Both arrays of cosines, each with its thresholds.
+        The two arrays of cosines, followed by the two arrays of their thresholds.
     """
     rng = np.random.default_rng(0)
     thresholds = [rng.uniform(0.1, 0.3, count).astype(np.float32) for count in (3, 17)]

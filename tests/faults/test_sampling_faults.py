@@ -100,7 +100,7 @@ class Encoder:
 
 
 def started():
-    """Returns the latents of two pictures, and the state in which sampling starts from them."""
+    """Returns the latents of two pictures, and the noised state from which sampling starts."""
     keys = jax.random.split(jax.random.key(0), 2)
     clean = latent_space.encode_image(Encoder(), keys, jnp.zeros((2, 4, 4, 3)))
     settings = base.Settings(keys, np.ones(2), own=diffusion.DiffusionSettings(np.zeros(2)))
@@ -137,7 +137,7 @@ def joined():
 @pytest.fixture(scope="module")
 def views(least):
     def call():
-        """Returns the latents and seeds of two pictures of one prompt, sampled in several chunks of the schedule."""
+        """Returns the latents and seeds of two pictures for one prompt, sampled in several chunks of the schedule."""
         options = {"images_per_prompt": 2, "seed": 3, "steps": 4, "output": "latent", "progress": False}
         out = least("a", [Edit("b", warmup=1)], callback=lambda *_: None, callback_steps=2, **options)
         return out.images, out.seeds

@@ -1,4 +1,4 @@
-"""Faults in what is specific to Stable Diffusion XL: two text encoders and tokenizers, pooled embeddings, and sizes."""
+"""Faults specific to Stable Diffusion XL: two text encoders and tokenizers, pooled embeddings, and sizes."""
 
 import dataclasses
 import warnings
@@ -22,14 +22,14 @@ from sega_jax.text.tokenizers import Tokenizer, TokenizerPair
 
 pytestmark = pytest.mark.fault
 
-# "", "a cat" and "glasses". Letters are 0 to 25, or 28 to 53 at the end of a word. 56 starts a text, 57 ends and pads
-# it. The second tokenizer pads with 0, which is also the letter "a".
+# "", "a cat" and "glasses". Letters have the ids 0 to 25, or 28 to 53 at the end of a word. 56 starts a text, and 57
+# ends and pads it. The second tokenizer pads with 0, which is also the letter "a".
 TOKENS = np.zeros((3, 2, 12), np.int32)
 TOKENS[:, 0], TOKENS[:, :, 0] = 57, 56
 TOKENS[0, 1, 1] = 57
 TOKENS[1, :, 1:6] = [28, 2, 0, 47, 57], [0, 30, 0, 47, 57]
 TOKENS[2, :, 1:9] = [6, 11, 0, 18, 18, 4, 46, 57], [6, 39, 0, 18, 18, 4, 46, 57]
-# A weighted text that needs more than one chunk, its tokens according to each tokenizer, and the tokens' weights.
+# A weighted text that needs more than one chunk, its tokens from each tokenizer, and the tokens' weights.
 LONG = "ab (cd:2) [e]" + " f" * 6
 CHUNKS = np.zeros((2, 2, 12), np.int32)
 CHUNKS[:, 0], CHUNKS[:, :, 0] = 57, 56
@@ -69,8 +69,8 @@ def read(tokenizers):
 def read_by_hand():
     """Computes the same embedding with NumPy.
 
-    The states of each chunk and encoder are weighted and rescaled to their original mean. The pooled embedding is that
-    of the first chunk.
+    The states of each chunk and encoder are weighted and rescaled to their original mean. The pooled embedding comes
+    from the first chunk.
     """
     states, pooled = looked_up(CHUNKS)
     parts = []

@@ -1,4 +1,4 @@
-"""Faults in schedules and solvers, compared with recorded trajectories of diffusers' schedulers and with tables."""
+"""Faults in schedules and solvers, shown by tables and by trajectories compared with recorded ones from diffusers."""
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,8 @@ def trajectory(name):
 def entered():
     """Returns parts of tables that start in the middle of a schedule.
 
-    The parts are the indices of the calls, and how many earlier outputs multi-step solvers use in the first two calls.
+    The parts are the indices of the calls, and the numbers of earlier outputs that multi-step solvers use in the first
+    two calls.
     """
     calls = [schedules.from_config(config).table(10, 0.5).call for config in tiny.SCHEDULERS.values()]
     solvers_of_third_order = [

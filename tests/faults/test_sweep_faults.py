@@ -89,7 +89,8 @@ def views(least, least_folder, tmp_path_factory):
     def leased():
         """Returns whether another worker considers a new, a renewed and an old lease stale.
 
-        It also returns how many leases remain after a successor has taken over the share and the first worker has left.
+        It also returns the number of leases that remain after a successor has taken over the share and the first worker
+        has left.
         """
         where, now = store.Store(tmp_path_factory.mktemp("leases")), [0.0]
         where.begin(("leases",))
@@ -159,7 +160,7 @@ def without_a_count(write):
 
 
 def of_all_values(means):
-    """Computes the mean for each value over the pictures of all values."""
+    """Computes each value's mean over the pictures for all values."""
 
     def damaged(rows, y, x, values):
         return means([row | {x: value} for row in rows for value in values], y, x, values)

@@ -1,7 +1,7 @@
 """Views of the library's behaviour, and functions that insert a fault and compare a view with its expected values.
 
-A view computes arrays, numbers or strings. They are compared with recorded results of the original code (in
-`tests/reference`), with results of plain NumPy code, or with the view's own values without the fault.
+A view computes arrays, numbers or strings. They are compared with results recorded from the original code (in
+`tests/reference`), with results from plain NumPy code, or with the view's own values without the fault.
 """
 
 import sys
@@ -29,7 +29,7 @@ class View(NamedTuple):
     Attributes:
         show: computes the values.
         expected: returns the expected values; None means the values of `show` without a fault.
-        tolerance: the largest relative L2 error of every array; 0 compares exactly.
+        tolerance: the largest relative L2 error allowed for an array; 0 compares exactly.
     """
 
     show: Callable[[], Any]
@@ -53,7 +53,7 @@ class Fault(NamedTuple):
     damage: Damage
 
     def insert(self, monkeypatch: Any) -> None:
-        """Replaces the object, also in the modules of the package that import it by name."""
+        """Replaces the object in its owner and in the package's modules that import it by name."""
         if isinstance(self.owner, Mapping):
             monkeypatch.setitem(self.owner, self.name, self.damage(self.owner[self.name]))
             return
@@ -67,7 +67,7 @@ class Fault(NamedTuple):
 
 
 def _imports(owner: Any, function: Any) -> Iterator[tuple[ModuleType, str]]:
-    """Yields the modules of the package that have imported a function, each with its name there."""
+    """Yields the modules of the package that have imported a function, each with the function's name in it."""
     if isinstance(owner, ModuleType) and callable(function):
         package = owner.__name__.partition(".")[0]
         for module in [module for name, module in sys.modules.items() if name.partition(".")[0] == package]:
@@ -75,7 +75,7 @@ def _imports(owner: Any, function: Any) -> Iterator[tuple[ModuleType, str]]:
 
 
 class Views:
-    """The views of one file of faults. Expected values are computed once."""
+    """The views of one test file. Expected values are computed once."""
 
     def __init__(self, views: Mapping[str, View]):
         self.views = views

@@ -1,10 +1,10 @@
 """Semantic guidance for DeepFloyd-IF's stages and the x4 upscaler, as plain torch loops.
 
 The loops use diffusers' networks and schedulers, and apply the guidance of `SemanticStableDiffusionPipeline`. diffusers
-has no semantic guidance for these pipelines. The paper's authors published one for the first stage, with two errors:
-its buffers have one entry per picture instead of one per concept, and it crashes if warm-ups differ. Like these loops,
-it guides the noise and takes the predicted variance from the prompt's prediction. Without edits, diffusers' pipelines
-do the same.
+has no semantic guidance for these pipelines. The paper's authors published code for the first stage, with two errors:
+its buffers have one entry per picture instead of one per concept, and it crashes if warm-ups differ. Like the loops
+here, that code guides the noise and takes the predicted variance from the prompt's prediction. Without edits,
+diffusers' pipelines do the same.
 
 Arrays are NumPy arrays with channels last, and float64 inside `theirs.double`: pictures in [-1, 1], texts
 [batch, tokens, channels], noise [batch, height, width, channels]. The concept of an `Edit` is an array
@@ -40,10 +40,10 @@ class Run(NamedTuple):
 
 
 class Sega:
-    """Semantic guidance by the equations of Brack et al. 2023 as diffusers implements them, call by call.
+    """Semantic guidance with the equations of Brack et al. 2023 as diffusers implements them, call by call.
 
-    All concepts share the momentum of their sum. If no warm concept has a weight, nothing is added, whereas diffusers
-    divides 0 by 0.
+    All concepts share one momentum, computed from the sum of their guidance. If all warm concepts have weight 0,
+    nothing is added, whereas diffusers divides 0 by 0.
     """
 
     def __init__(self, edits, momentum_scale, momentum_beta):
@@ -103,10 +103,11 @@ def second_stage(unet, config, text, start, noises, *, picture, noising, level, 
 
     Args:
         unet, config, text, start, noises, guided: as in `first_stage`; the result has the same size as `start`.
-        picture: pictures of the first stage, [batch, height, width, 3]. noising: the `scheduler_config.json` of the
-        scheduler that adds noise to them. level: the timestep of that noise. level_noises: one noise for all calls, as
-        in diffusers, or one for each, as in the original code. The original also draws different noise for the
-        unconditional branch; here all branches see the same picture.
+        picture: pictures of the first stage, [batch, height, width, 3].
+        noising: the `scheduler_config.json` of the scheduler that adds noise to the pictures.
+        level: the timestep of that noise.
+        level_noises: one noise array for all calls, as in diffusers, or one per call, as in the original code. The
+            original also draws different noise for the unconditional branch; here all branches see the same picture.
     """
     large = interpolate(tensor(picture), start.shape[1:3], mode="bilinear", align_corners=True)
     levels, noiser = torch.tensor([level] * len(start)), scheduler(noising)

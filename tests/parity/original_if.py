@@ -10,7 +10,7 @@ import yaml
 from torch import nn
 from torch.nn import functional
 
-# `params` in the config.yml of a small first stage, a second stage, and a first stage without a projection of the text.
+# `params` in the config.yml of a small first stage, a second stage, and a first stage without a text projection.
 FIRST = {
     "image_size": 16,
     "in_channels": 3,
@@ -101,7 +101,7 @@ class Resnet(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention to the text and the picture at once. The rows of `qkv` and `encoder_kv` are ordered head by head."""
+    """Attention to both the text and the picture. The rows of `qkv` and `encoder_kv` are ordered head by head."""
 
     def __init__(self, params, channels):
         super().__init__()

@@ -2,8 +2,8 @@
 
 The environment variable SEGA_JAX_CHECKPOINT names the folder of the checkpoint; the default is a folder next to the
 repository. In float32, a value that is almost equal to its quantile may pass the threshold in only one of the
-libraries. PNDM's extrapolation amplifies such differences, more so with strong guidance, so its edits are gentler. In
-float64 there are no such differences.
+libraries. PNDM's extrapolation amplifies such differences, especially with strong guidance, so the edits with PNDM are
+gentler. In float64 there are no such differences.
 """
 
 import pytest

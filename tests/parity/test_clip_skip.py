@@ -44,7 +44,7 @@ def xl(tmp_path_factory, one_device):
 
 @pytest.mark.parametrize("skip", [0, 1, 2, 3])
 def test_states(skip, one):
-    """The final layer norm follows the chosen layer; of three layers, skipping all leaves the token embeddings."""
+    """The final layer norm follows the chosen layer; skipping all three layers leaves the token embeddings."""
     ours, reference = one
     with torch.no_grad():
         expected, _ = reference.encode_prompt(WORDS, "cpu", 1, False, clip_skip=skip)
@@ -68,7 +68,7 @@ def test_states_of_two_encoders(skip, xl):
 
 @pytest.mark.parametrize("family", ["one", "xl"])
 def test_pictures(family, request):
-    """The states of negative prompts come from the default layer."""
+    """Negative prompts use the states of the default layer."""
     ours, reference = request.getfixturevalue(family)
     latents = noise(2, *ours.pipeline.latent_shape())
     images = ours(WORDS, **CALL, latents=latents, clip_skip=1).images
@@ -79,7 +79,7 @@ def test_pictures(family, request):
 
 
 def test_second_prompts(xl):
-    """`prompt_2` and `negative_prompt_2` give diffusers' pictures with `clip_skip` too."""
+    """With `clip_skip` too, `prompt_2` and `negative_prompt_2` give the same pictures as in diffusers."""
     ours, reference = xl
     latents = noise(2, *ours.pipeline.latent_shape())
     call = CALL | {"prompt_2": ["on mud", "a hat"], "negative_prompt_2": ["no", "bad"], "clip_skip": 2}

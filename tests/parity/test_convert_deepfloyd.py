@@ -36,7 +36,7 @@ STAGES = {"first": FIRST, "second": SECOND, "unprojected": UNPROJECTED}
 
 @pytest.fixture(scope="module", params=STAGES)
 def stage(request, tmp_path_factory):
-    """Returns the params of a stage, its network and its folder."""
+    """Returns a stage's params, network and folder."""
     folder = tmp_path_factory.mktemp("stages") / request.param
     return STAGES[request.param], original_if.write(folder, STAGES[request.param]), folder
 

@@ -216,7 +216,7 @@ def test_missing_files_are_refused(source, refused, stem):
 
 
 def test_weights_that_do_not_fit_are_refused(source, refused):
-    """The error names each of them."""
+    """The error names every weight that does not fit."""
     wrong = tensors("denoiser")
     del wrong["clf.1.weight"]
     wrong["extra.weight"] = torch.zeros(3)

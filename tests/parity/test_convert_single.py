@@ -1,4 +1,4 @@
-"""Checks that single-file checkpoints that are pickles give the same weights as safetensors and never run code."""
+"""Checks that pickled single-file checkpoints give the same weights as safetensors and never run code."""
 
 import pytest
 

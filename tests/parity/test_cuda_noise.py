@@ -1,4 +1,4 @@
-"""The script that records the noise of torch's GPU generator, run with the CPU generator."""
+"""Tests the script that records noise from torch's GPU generator, on the CPU and, if there is one, on a GPU."""
 
 import numpy as np
 import pytest

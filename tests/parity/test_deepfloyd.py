@@ -85,7 +85,7 @@ def both(tmp_path_factory, one_device):
 
 
 def small_noise(shape):
-    """Returns the noise that our rows with the given seeds draw for their small pictures."""
+    """Returns the noise that our rows with `SEEDS` draw for their small pictures."""
     keys = [jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), SMALL), 0) for seed in SEEDS]
     return np.stack([jax.random.normal(key, shape, precision()) for key in keys])
 
@@ -124,7 +124,7 @@ def run(name, ours, reference, config, call, mine):
     its = call | steps | ({} if name == "1" else {"image": first(2 * pictures - 1)})
     if name != "x4":
         its["clean_caption"] = False
-    # These are in the order in which the pipeline draws them.
+    # This is the order in which the pipeline draws its noise.
     drawn = [draw(INITIAL)] if name != "x4" else []
     drawn += [] if name == "1" else [small_noise((*shape[:2], 3))]
     if name == "x4":
@@ -229,7 +229,7 @@ def test_noise_of_torchs_generator_in_float64(name, both):
 
 
 def test_tokens(both):
-    """One text is padded, and one is too long."""
+    """Short texts are padded, and one text is too long."""
     ours, reference = both("1")
     texts = ["A Cat  at", "", "x" * 99, "é? <pad> z"]
     with pytest.warns(UserWarning, match="the text encoder reads 77 tokens"):

@@ -1,4 +1,4 @@
-"""Semantic guidance of DeepFloyd-IF's stages against a plain torch loop with the same noise.
+"""Semantic guidance in DeepFloyd-IF's stages, against a plain torch loop with the same noise.
 
 The tests compare the pictures, and the predictions and guidance of every call.
 """
@@ -74,7 +74,7 @@ def test_edits(name, dtype, end, edits, both):
 
 
 def test_new_noise_on_the_small_picture_at_every_call(both):
-    """The original code draws the noise on the small picture again at every call."""
+    """The original code draws new noise for the small picture at every call."""
     check("2", "float64", 1e-9, "one", both, every_call=True)
 
 

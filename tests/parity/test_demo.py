@@ -1,7 +1,8 @@
 """The demo model gives the same pictures in diffusers' pipeline, with two edits each.
 
-The removal is gentler than recommended. In float32, a value that is almost equal to its quantile may pass the threshold
-in only one of the libraries, and a strong edit amplifies that (5e-4 in the latents, in one picture of eight).
+The edit that removes a concept is gentler than recommended. In float32, a value that is almost equal to its quantile
+may pass the threshold in only one of the libraries, and a strong edit amplifies that (5e-4 in the latents, in one
+picture of eight).
 """
 
 import pytest

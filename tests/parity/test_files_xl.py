@@ -101,8 +101,8 @@ def test_a_single_file(tmp_path, folder, single, one_device):
 def test_loras(tmp_path, folder, theirs, pipe, layers, naming, one_device):
     """Merged weights and a picture equal diffusers'.
 
-    If the files have alphas, all layers share the same one, because diffusers 0.42.1 drops some alphas that differ. In
-    kohya's naming, it also drops one layer if the layers have diffusers' names.
+    If the files have alphas, all layers share the same one, because diffusers 0.42.1 drops some alphas that differ.
+    With kohya's naming, it also drops one layer if the layers have diffusers' names.
     """
     pytest.importorskip("peft")
     changed = {place: (up, down, np.float32(1.5)) for place, (up, down, _) in layers.items()}

@@ -1,6 +1,6 @@
 """Published networks at full size: the names and shapes of tensors, and outputs with random weights.
 
-The outputs need 9 GB of memory and take some minutes on two cores.
+Computing the outputs needs 9 GB of memory and takes a few minutes on two cores.
 """
 
 import pytest
@@ -122,7 +122,7 @@ def randomised(module):
 
 IDS = np.random.default_rng(0).integers(0, 49407, (2, 77), np.int32)
 X, T, TEXT = noise(1, 64, 64, 4), np.array([999], np.float32), noise(1, 77, 768)
-# 256 x 256 pixels, because at 512 x 512 torch's own float32 decoder differs from float64 by 1.7e-5, ours by 1.3e-6.
+# 256 x 256 pixels, because at 512 x 512 torch's own float32 decoder differs from float64 by 1.7e-5, and ours by 1.3e-6.
 Z = noise(1, 32, 32, 4)
 THEIRS = {
     "text_encoder": lambda module: module(torch.tensor(IDS)).last_hidden_state,
@@ -166,7 +166,7 @@ def test_safety_checker():
 
 
 def test_two_steps(networks, tmp_path, one_device):
-    """Runs the complete pipeline at 512 x 512, with one warm edit."""
+    """Runs the complete pipeline at 512 x 512, with one edit that has no warm-up."""
     tiny.tokenizer(tmp_path, 77)
     pipe = Pipeline(SYSTEM, networks[0], Tokenizer(tmp_path, 77, 49408), from_config(tiny.DDIM), Devices(one_device))
     out = pipe("a cat", Edit("glasses", warmup=0), steps=2, output="float")
@@ -205,7 +205,7 @@ def test_the_middle_block_of_if():
 
 
 def test_a_level_of_if():
-    """Covers a level of 1,408 channels in 22 heads, both down and up: seven resnets and attentions, and both
+    """Covers a level with 1,408 channels in 22 heads, both down and up: seven resnets and attentions, and both
     resamplers."""
     (down, its_down), (up, its_up) = parts(IF_1_XL, "down_blocks.1", "up_blocks.2")
     time, text = noise(2, 2816, seed=1), noise(2, 77, 2816, seed=2)

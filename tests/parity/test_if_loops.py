@@ -201,7 +201,7 @@ def test_edits(name, case):
 
 
 def test_the_step_takes_the_variance_of_the_prompt():
-    """The equations of a DDPM step, applied to the recorded predictions with an edit and noise, give the same state."""
+    """The equations of a DDPM step, applied to an edited call's predictions and noise, give the recorded state."""
     run = RUNS["1"](steps=[500, 100], guidance_scale=5.0, edits=edits(24)["now"])
     solver = scheduler(FIRST)
     assert run.sem_guidance[:, 0].any()

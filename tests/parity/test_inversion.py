@@ -1,4 +1,4 @@
-"""Textual inversion gives the tokens, embeddings and pictures of diffusers' `load_textual_inversion`."""
+"""Textual inversion gives the same tokens, embeddings and pictures as diffusers' `load_textual_inversion`."""
 
 import pytest
 

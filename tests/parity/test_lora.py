@@ -1,4 +1,4 @@
-"""Merged LoRAs give the weights of diffusers' `fuse_lora`, which needs peft."""
+"""Merged LoRAs give the same weights as diffusers' `fuse_lora`, which needs peft."""
 
 import pytest
 
@@ -51,7 +51,7 @@ def one_alpha(layers):
 
 @pytest.mark.parametrize("naming", ["peft", "old_diffusers", "kohya"])
 def test_one(folder, theirs, models, layers, tmp_path, naming, one_device):
-    """The layers have several ranks, and an alpha if diffusers reads alphas in this naming."""
+    """The layers have different ranks, and alphas if diffusers reads alphas with this naming."""
     selected = one_alpha(layers)
     if naming == "old_diffusers":  # this naming has only attention layers
         selected = {place: layer for place, layer in selected.items() if ".attn" in place[1]}
@@ -82,7 +82,7 @@ def test_settings_of_peft(theirs, models, layers, tmp_path):
 
 
 def random_lora(**settings):
-    """Returns peft's config of a LoRA with random matrices."""
+    """Returns peft's config for a LoRA with random matrices."""
     settings = {"r": 3, "lora_alpha": 11, "init_lora_weights": False} | settings
     torch.manual_seed(0)
     return peft.LoraConfig(**settings)

@@ -1,4 +1,4 @@
-"""Checks that merging other forms of adapters gives the weights of LyCORIS and peft. All parameters are random."""
+"""Checks that merging other forms of adapters gives the same weights as LyCORIS and peft. All parameters are random."""
 
 import pytest
 
@@ -131,7 +131,7 @@ def test_lycoris(models, tmp_path, form):
 
 @pytest.mark.parametrize("form", [form for form in LYCORIS if form.startswith(("Lo", "DoRA", "GLoRA"))])
 def test_alphas_of_lycoris(models, tmp_path, form):
-    """A merged layer computes the same as LyCORIS' layer with the adapter, for an alpha of twice the rank."""
+    """A merged layer gives the same output as LyCORIS' layer with the adapter, for an alpha of twice the rank."""
     kind, settings, names = LYCORIS[form]
     before = parameters(models)
     generator = torch.Generator().manual_seed(1)
@@ -148,7 +148,7 @@ def test_alphas_of_lycoris(models, tmp_path, form):
 
 @pytest.mark.parametrize("scale", [0.0, 0.6, -1.0])
 def test_other_scales_of_dora(models, tmp_path, scale):
-    """With scales other than 1, weights with norms of inputs equal those of LyCORIS' function and of ComfyUI."""
+    """With scales other than 1, DoRA with norms per input gives the same weights as LyCORIS' function and ComfyUI."""
     original = layer(parameters(models), CONV)
     module = randomised(modules.LoConModule("", original, 1, RANK, 2.0, weight_decompose=True, wd_on_out=False))
     path = file_of(module, CONV, tmp_path / "a.safetensors")
@@ -169,7 +169,7 @@ NETWORKS = {
 
 @pytest.mark.parametrize("form", NETWORKS)
 def test_networks_of_lycoris(folder, models, tmp_path, form):
-    """The adapters change all layers in the blocks of a UNet, and have LyCORIS' names."""
+    """The adapters change all layers in the blocks of a UNet, and use LyCORIS' names."""
     unet = diffusers.UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
     blocks = ["Transformer2DModel", "ResnetBlock2D", "Downsample2D", "Upsample2D"]
     LycorisNetwork.apply_preset({"target_module": blocks, "enable_conv": True})

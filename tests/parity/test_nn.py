@@ -28,7 +28,7 @@ from sega_jax.pipelines import loading
 
 pytestmark = pytest.mark.parity
 
-# Tolerances of the relative L2 error, for layers and blocks in float32, and for networks.
+# Tolerances for the relative L2 error, for layers and blocks in float32, and for networks.
 LAYER = 2e-6
 NETWORK = {"float32": 1e-5, "float64": 1e-9}
 
@@ -114,7 +114,7 @@ def encoders(config):
 
 
 def tokens(count=3):
-    """Returns ids with a start, an end and padding, for texts of different lengths."""
+    """Returns ids with start, end and padding tokens, for texts of different lengths."""
     ids = np.random.default_rng(0).integers(0, 56, (count, 12))
     ids[:, 0] = tiny.TEXT["bos_token_id"]
     for row, length in zip(ids, (1, 6, 11), strict=True):
@@ -195,7 +195,7 @@ def tensor(x):
 
 
 def array(x):
-    """Converts torch outputs or inputs to our layout: the first of a tuple, or all of a list."""
+    """Converts torch outputs or inputs to our layout: the first item of a tuple, or all items of a list."""
     x = getattr(x, "sample", x)
     if isinstance(x, list):
         return [array(part) for part in x]
@@ -255,7 +255,7 @@ def labels(config, batch):
 
 
 def inputs(config, size, batch, std=1.0):
-    """Returns the arguments of a call of the UNet."""
+    """Returns the arguments for a call of the UNet."""
     x, text = noise(batch, *size, config["in_channels"]), noise(batch, 12, width(config), seed=1)
     t = np.array([999, 500, 0][:batch], precision())
     return std * x, t, text, labels(config, batch)
@@ -289,7 +289,7 @@ NETWORKS = {
 @pytest.mark.parametrize("std", [1, 0.01])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_blocks(name, std):
-    """Compares every block of a network, on the inputs that it has within the network and on the same inputs scaled to
+    """Compares every block of a network, on the inputs that it gets within the network and on the same inputs scaled to
     a small std."""
     ours, theirs, inputs = NETWORKS[name]()
     errors = {}
@@ -330,7 +330,7 @@ def compare_unets(config, size, std=1.0):
     return relative(jax.jit(type(ours).__call__)(ours, *args), last(theirs(*torch_inputs(*args)).sample))
 
 
-# These sizes are not divisible by the downsampling factor, except for IF, which requires that.
+# These sizes are not divisible by the downsampling factor, except for IF, which requires divisible sizes.
 @pytest.mark.parametrize("tolerance", ["float32", "float64"], indirect=True)
 @pytest.mark.parametrize(
     ("name", "size"),
@@ -389,7 +389,7 @@ def test_projected_text(tolerance, end):
 @pytest.mark.parametrize("size", [12, 50])
 @pytest.mark.parametrize("tolerance", ["float32", "float64"], indirect=True)
 def test_t5(size, tolerance):
-    """The texts have padding on the right, on the left, or not at all; some are longer than the largest distance."""
+    """The texts have padding on the right, padding on the left, or none; some are longer than the largest distance."""
     ours, theirs = encoders(tiny.T5)
     ids = np.random.default_rng(0).integers(0, 60, (3, size)).astype(np.int32)
     mask = np.ones_like(ids)
@@ -401,7 +401,7 @@ def test_t5(size, tolerance):
 
 @pytest.mark.parametrize(("count", "farthest"), [(32, 128), (12, 20), (4, 10), (9, 30), (64, 1000)])
 def test_buckets(count, farthest):
-    """The buckets also agree for distances at the ends of ranges."""
+    """The buckets also agree for distances at the ends of their ranges."""
     theirs = modeling_t5.T5Attention._relative_position_bucket
     offset = torch.arange(1200)[None] - torch.arange(1200)[:, None]
     expected = theirs(offset, num_buckets=count, max_distance=farthest)
@@ -445,7 +445,7 @@ def rename(file):
 
 @pytest.mark.parametrize("size", [(9, 8), (14, 20), (23, 9), (12, 21)])
 def test_tiled_decoding(size):
-    """The tiles are 8 positions wide and high, and some at the right and bottom are smaller."""
+    """The tiles have 8 x 8 positions, except for smaller ones at the right and bottom edges."""
     ours, theirs = pair(
         vae.AutoencoderKL(vae.AutoencoderConfig.from_dict(tiny.VAE)), diffusers.AutoencoderKL.from_config(tiny.VAE)
     )

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.parity
 
 
 def test_dtypes_and_devices(small_folder):
-    """Torch dtypes and devices are recognised and mean the same as their names."""
+    """Torch dtypes and devices are recognised and have the same effect as their names."""
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         assert is_dtype(dtype)
     current = Devices(jax.devices()[:1])
@@ -90,7 +90,7 @@ def test_arguments_by_position(name):
     # These default to None.
     others = ("strength", "callback_on_step_end_tensor_inputs", "aesthetic_score", "negative_aesthetic_score")
     defaults = {one.name: one.default for one in theirs if one.name not in others}
-    if name.startswith("IF"):  # the stage decides their defaults
+    if name.startswith("IF"):  # the stage determines their defaults
         for argument in ("num_inference_steps", "guidance_scale", "noise_level"):
             del defaults[argument]
     assert {one.name: one.default for one in positional[1:] if one.name in defaults} == {

@@ -128,7 +128,7 @@ def both(folders, one_device):
             5,
             {"callback_on_step_end_tensor_inputs"},
         ),
-        # The stage decides the defaults of steps and guidance scale.
+        # The stage determines the defaults for steps and guidance scale.
         (SemanticIFPipeline, diffusers.IFPipeline, 17, {"num_inference_steps", "guidance_scale"}),
     ],
 )
@@ -147,10 +147,10 @@ def test_arguments(ours, reference, same, others):
 
 
 def run(ours, reference, call, mine=None, its=None, scheduler=tiny.DDIM):
-    """Runs a call in both pipelines. `mine` has additional arguments for ours, and `its` for the reference.
+    """Runs a call in both pipelines. `mine` and `its` are additional arguments for ours and for the reference.
 
     Returns:
-        Both outputs, and what both callbacks received at every call.
+        Both outputs, and the arguments that both callbacks received at every call.
     """
     rows = len(call["prompt"]) if isinstance(call["prompt"], list) else call["num_images_per_prompt"]
     shape = ours.pipeline.latent_shape(call.get("height"), call.get("width"))
@@ -242,7 +242,7 @@ def test_pil_pictures(both):
 
 
 def test_rows_with_different_settings(both):
-    """The rows of one call differ in text, scale, noise and number of concepts; the reference needs a call for each."""
+    """The rows of a call differ in text, scale, noise and number of concepts; the reference needs one call per row."""
     ours, reference = both("1.x")
     latents = noise(2, 8, 8, 4)
     schedule(ours, reference, tiny.DDIM)

@@ -20,7 +20,7 @@ from sega_jax.pipelines.safety import FeatureExtractor, check
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore:the safety checker flagged:UserWarning")]
 
-# The flags with the thresholds of `tiny.thresholds`.
+# The expected flags for the thresholds from `tiny.thresholds`.
 FLAGGED = [True, True, False, False]
 CALL = {"prompt": ["a cat", "dog", "e", "no"], "num_inference_steps": 4, "editing_prompt": "b", "edit_warmup_steps": 1}
 

@@ -27,7 +27,7 @@ from sega_jax.pipelines.components import as_scheduler
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
 
-# The tolerance of the relative L2 error of every state of a trajectory.
+# The tolerance for the relative L2 error of each state of a trajectory.
 TRAJECTORY = 1e-9
 SHAPE = (2, 3, 2)  # pictures, channels, positions
 SPACINGS = ("leading", "trailing", "linspace")
@@ -157,7 +157,7 @@ VARIANTS = {
     ],
     "IPNDMScheduler": [{}],
 }
-# Combinations that diffusers does not support, or for which it returns no finite numbers.
+# Combinations that diffusers does not support, or for which its results are not finite.
 MISSING = {
     ("EulerAncestralDiscreteScheduler", "sample"),
     ("PNDMScheduler", "sample"),
@@ -308,7 +308,7 @@ def test_a_first_beta_of_zero(name):
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_timesteps_of_many_numbers_of_steps(name, spacing, offset):
-    """Timesteps equal diffusers' timesteps, apart from the -1 that it appends for 61 trailing steps, for example."""
+    """Timesteps equal diffusers', except that diffusers appends a -1 in some cases, such as 61 trailing steps."""
     config = {"_class_name": name, "skip_prk_steps": True, "timestep_spacing": spacing, "steps_offset": offset}
     expected = scheduler(config)
     every = 1 if name in ("DDIMScheduler", "PNDMScheduler") else 37
@@ -397,7 +397,7 @@ def test_exchange(source, target, saved):
             as_scheduler(target, as_scheduler(config).config)
         return
     if saved and (source, target) == ("DPMSolverSinglestepScheduler", "UniPCMultistepScheduler"):
-        return  # the config does not lower the order at the end, which UniPC refuses
+        return  # UniPC refuses configs that do not lower the order at the end
     if saved and source == "DEISMultistepScheduler" and target.startswith("DPMSolver"):
         return  # diffusers rejects the algorithm's name in a saved config
     options = as_scheduler(target, as_scheduler(config).config).options

@@ -51,8 +51,7 @@ EDITS = {
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory, one_device):
-    """Returns a function that loads both pipelines. Its argument `zeros` decides whether zeros replace a missing
-    negative prompt."""
+    """Returns a function that loads both pipelines. With `zeros=True`, zeros replace a missing negative prompt."""
     folder = tmp_path_factory.mktemp("xl")
 
     @functools.cache
@@ -155,7 +154,7 @@ def check_pictures(both, call, config, end):
     np.testing.assert_allclose(a.images, b.images, atol=20 * end)
 
 
-# Calls of our diffusers-style pipeline and of diffusers, with the same arguments.
+# Arguments for calls of both our diffusers-style pipeline and diffusers' pipeline.
 DIFFUSERS_CALLS = {
     "default settings": {"prompt": "a cat at"},
     "second prompts": {
@@ -185,7 +184,7 @@ def test_diffusers_style_pipeline(call, both):
 
 
 def test_embeddings_of_diffusers(both):
-    """A call accepts embeddings that diffusers encoded instead of prompts."""
+    """A call accepts embeddings from diffusers' `encode_prompt` in place of prompts."""
     ours, reference = both()
     names = "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"
     with torch.no_grad():
@@ -211,7 +210,8 @@ def check_diffusers_call(both, call):
 
 @pytest.mark.parametrize("strength", [0.3, 1.0])
 def test_start_from_a_picture(strength, both):
-    """Starting from pictures gives the results of diffusers' img2img pipeline, also with sizes and negative prompts."""
+    """Starting from pictures gives the same results as diffusers' img2img pipeline, also with sizes and negative
+    prompts."""
     ours, others = both()
     reference = diffusers.StableDiffusionXLImg2ImgPipeline(**others.components, add_watermarker=False)
     reference.set_progress_bar_config(disable=True)

@@ -1,11 +1,11 @@
 """Long and weighted prompts of Stable Diffusion XL against plain code with transformers' encoders and diffusers.
 
-The rule is that of the widely used web UI (AUTOMATIC1111's stable-diffusion-webui, with the emphasis "Original"). Both
-encoders read the same chunks of 75 tokens. The states of each are multiplied by the weights and rescaled to their
-original mean. The pooled embedding is that of the first chunk, without weights. diffusers' community pipeline
-lpw_stable_diffusion_xl differs: it uses the pooled embedding of the last chunk, moves a state away from the chunk's
-last state by its weight, does not pad the last chunk, and appends the second prompt to the first instead of passing it
-to the second encoder.
+The method comes from the widely used web UI (AUTOMATIC1111's stable-diffusion-webui, with the emphasis "Original").
+Both encoders read the same chunks of 75 tokens. Each encoder's states are multiplied by the weights and rescaled to
+their original mean. The pooled embedding comes from the first chunk, without weights. diffusers' community pipeline
+lpw_stable_diffusion_xl differs: it uses the pooled embedding of the last chunk, moves each state away from the chunk's
+last state according to its weight, does not pad the last chunk, and appends the second prompt to the first instead of
+passing it to the second encoder.
 """
 
 import pytest
@@ -23,7 +23,7 @@ from parity.theirs import first, last, noise, relative
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")]
 
-ROOM = 10  # tokens of words in a chunk
+ROOM = 10  # word tokens per chunk
 # {weighted prompt: [(words, weight)]}. Means of random states are near zero, so restoring them amplifies rounding for
 # most texts, but not for these.
 TEXTS = {
@@ -90,7 +90,7 @@ def test_states_and_pooled_texts(both):
 
 @torch.no_grad()
 def test_the_pooled_text_is_not_the_last_chunks(both):
-    """The community pipeline uses the last chunk. With a single chunk, both are the same."""
+    """The community pipeline uses the last chunk. With a single chunk, both pooled embeddings are the same."""
     ours, reference = both
     for text, count in ((LONG, 2), (BAD, 1)):
         ids, _ = weighted_chunks(reference.tokenizer_2, TEXTS[text], count)
@@ -110,7 +110,7 @@ def test_another_prompt_for_the_second_encoder(text, second, both):
 
 @pytest.mark.parametrize("negative", [BAD, None])
 def test_pictures(negative, both):
-    """An additional chunk of the empty text extends a shorter negative prompt; a missing one becomes zeros."""
+    """An additional chunk of the empty text extends a shorter negative prompt; zeros replace a missing one."""
     ours, reference = both
     latents = noise(2, 8, 8, 4)
     a = ours([LONG, SHORT], negative_prompt=negative, steps=6, latents=latents, output="latent", **READ).images

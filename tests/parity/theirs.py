@@ -127,7 +127,7 @@ def start(pipeline, seeds, latents):
     rows do.
 
     Returns:
-        A context manager that restores the pipeline.
+        A context manager that restores the pipeline on exit.
     """
     keys = [jax.random.fold_in(jax.random.key(seed), POSTERIOR) for seed in seeds]
     posterior = np.stack([jax.random.normal(key, latents.shape[1:], precision()) for key in keys])
