@@ -1,5 +1,5 @@
 """Checks every cell of the table of features: a supported feature changes the result, and an unsupported one is refused
-before anything runs. Detailed tests of a feature are in the folder of its code.
+before anything runs. Detailed tests of a feature are in the test folder of its package.
 """
 
 import re
@@ -35,7 +35,7 @@ def test_the_table_is_complete():
     calls = {family: arguments(systems()[family].call) for family in FAMILIES}
     assert set(FAMILIES) == set(systems())
     assert set(CALLS) == {name for declared in calls.values() for name in declared}
-    # Only cascades have "edited", the stages that the edits guide (`tests/sweep/test_cascade.py`).
+    # Only cascades have the setting "edited": the stages that the edits guide (`tests/sweep/test_cascade.py`).
     assert {*SWEEPS, "edited"} == set(fields.names())
     options = {name for system in systems().values() for name in shell.shell_arguments(system.call)}
     assert set(SHELLS) == options | set(ADAPTERS)
@@ -54,7 +54,7 @@ HAT, STRONG = Edit("hat", warmup=0, threshold=0.5), Edit("hat", scale=90, warmup
 # With diffusers' semantics, the first concept's momentum starts only after the second concept's warm-up.
 CLOCKS = {"edits": [HAT, Edit("bow", warmup=2)], "momentum_scale": 1.0, "steps": 3}
 BASE = {"prompt": "cat", "edits": HAT, "steps": 2, "seed": 3, "progress": False}
-# The fixture of each family's pipeline, and the arguments of all its calls.
+# For each family, the fixture of its pipeline and the arguments of all its calls.
 PIPES = {
     "stable_diffusion": ("least", {"output": "latent"}),
     "x4_upscaler": ("upscaler", {"output": "latent", "image": SMALL}),
@@ -66,7 +66,7 @@ PIPES = {
 
 
 class Bench:
-    """A family's pipeline, and the picture that a feature has to change."""
+    """A family's pipeline, and the picture that a feature must change."""
 
     def __init__(self, family, pipe, folder, files):
         self.family, self.pipe, self.folder, self.files = family, pipe, folder, files
@@ -87,7 +87,7 @@ class Bench:
         return np.random.default_rng(1).standard_normal((*axes, *self.shape), np.float32)
 
     def load(self, **options):
-        """Loads the checkpoint again on the same devices, which share their compiled programs."""
+        """Loads the checkpoint again on the same devices, so that compiled programs are shared."""
         if self.family == "deepfloyd_stage_2":
             options |= {"text_encoder": self.pipe.models.text_encoder, "tokenizer": self.pipe.tokenizer}
         return load(self.folder, **{"devices": self.pipe.devices} | options)
@@ -139,7 +139,7 @@ def bench(family, request, benches, files):
 
 def lora(bench):
     if bench.family == "paella":
-        return bench.files / "toy.safetensors"  # the family refuses LoRAs before it reads the file
+        return bench.files / "toy.safetensors"  # LoRAs are refused before the file is read
     path = bench.files / f"{bench.family}.safetensors"
     return path if path.exists() else loras.write(path, bench.pipe.models, {"unet": ["time_embedding.linear_1"]})
 
@@ -159,8 +159,8 @@ def sized(bench, height, width):
     return {"height": side * height, "width": side * width} | image
 
 
-# {argument: [a call that uses it, a call to compare it with]}; without the second, the first is compared with
-# `Bench.plain`. A call may also be a function of a bench.
+# {argument: [a call that uses it, a call to compare with]}. A single call is compared with `Bench.plain`. A call may
+# also be a function that takes a bench.
 CHANGES = {
     "prompt": [{"prompt": "dog"}],
     "edits": [{"edits": Edit("bow", warmup=0)}],
@@ -328,7 +328,7 @@ def check_lora(bench):
 
 
 def check_words(bench):
-    """A new word's vectors change the picture; without them the text encoder reads the word's letters."""
+    """A new word's vectors change the picture; without them, the text encoder reads the word as letters."""
     call = {"prompt": "a <toy>"}
     images = bench.make(bench.load(textual_inversion=word(bench)), **call).images
     assert (images != bench.make(**call).images).any()
@@ -351,7 +351,7 @@ def single_files(family, where):
 
 
 def check_single_file(bench, where):
-    """A single file gives exactly the weights of the folder."""
+    """A single file gives exactly the same weights as the folder."""
     path, folder = single_files(bench.family, where)
     assert same(load(path, config=folder, devices=bench.pipe.devices), load(folder, devices=bench.pipe.devices))
 
@@ -365,7 +365,7 @@ def check_devices(bench):
 
 
 def check_encode(bench):
-    """Prompts and concepts may be embeddings of text."""
+    """Prompts and concepts may be given as embeddings."""
     cat, hat = bench.pipe.encode("cat"), bench.pipe.encode("hat")
     images = bench.make(prompt=cat, edits=Edit(hat, warmup=0, threshold=0.5)).images
     np.testing.assert_array_equal(images, bench.plain)
@@ -484,7 +484,7 @@ def check_sweep(bench, name):
 
 
 def check_shell(bench, name):
-    """The option exists, and the text of a value is parsed to that value."""
+    """The option exists, and a value's text is parsed back to that value."""
     system = bench.pipe.system
     if name in ADAPTERS:
         return check_adapters(system, {name: "a file"})
@@ -574,7 +574,7 @@ def takes(bench, call):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_invalid_arguments_are_refused(bench):
-    """Invalid arguments are errors before anything runs, and the message names the argument."""
+    """Invalid arguments raise an error before anything runs, and the message names the argument."""
     for call, message in INVALID:
         if takes(bench, call) and not (bench.family in ENLARGING and call.get("strength") == 0.0):
             with pytest.raises((OSError, TypeError, ValueError), match=message):
@@ -583,7 +583,7 @@ def test_invalid_arguments_are_refused(bench):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_arguments_that_the_solver_would_ignore_are_refused(bench):
-    """The cases are `noise` for a solver that adds no noise, and `eta` for a scheduler that has none."""
+    """The cases are `noise` for a solver that adds no noise, and `eta` for a scheduler without this option."""
     pipe = bench.pipe
     if bench.random[1]:
         with pytest.raises(ValueError, match=DETERMINISTIC):

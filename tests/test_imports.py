@@ -1,4 +1,4 @@
-"""Which packages may import which, and which libraries `import sega_jax` loads."""
+"""Checks which packages each package imports, and which libraries `import sega_jax` loads."""
 
 import ast
 import inspect
@@ -48,7 +48,7 @@ def test_packages_import_what_is_below_them(package):
 
 
 def test_modules_have_no_cycles():
-    """No module imports itself through others. Imports inside functions count."""
+    """No module imports itself through other modules. Imports inside functions count."""
     known = {f"sega_jax.{name}".removesuffix(".__init__"): path for name, path in FILES.items()}
 
     def targets(path):

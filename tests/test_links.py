@@ -1,4 +1,4 @@
-"""Links in markdown files and notebooks point to existing files and headings."""
+"""Checks that links in markdown files and notebooks point to existing files and headings."""
 
 import json
 import re
@@ -19,7 +19,7 @@ LINK = re.compile(r"""\]\(\s*<?([^)\s>]+)>?[^)]*\)|<(?:img|a)\b[^>]*?(?:src|href
 
 
 def prose(path):
-    """Returns the markdown of a file without its code."""
+    """Returns a file's markdown without the code blocks."""
     text = path.read_text()
     if path.suffix == ".ipynb":
         cells = json.loads(text)["cells"]

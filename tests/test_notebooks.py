@@ -1,6 +1,6 @@
 """Checks that every guide runs from top to bottom, and that its committed outputs are clean and complete.
 
-Guides that name published checkpoints load tiny random ones of the same names from the cache that
+Guides that name published checkpoints load tiny random ones with the same names from the cache that
 `support/hub_cache.py` fills.
 """
 
@@ -22,13 +22,13 @@ spec.loader.exec_module(guides)
 @pytest.mark.usefixtures("hub_cache")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 def test_notebook_runs(path, tmp_path, monkeypatch):
-    if path.stem not in guides.WITHOUT_OUTPUTS:  # they make many pictures, so some optimisation saves time
+    if path.stem not in guides.WITHOUT_OUTPUTS:  # these make many pictures, so optimisation saves time
         monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS", raising=False)
         monkeypatch.delenv("XLA_FLAGS", raising=False)
     committed = nbformat.read(path, as_version=4)
     executed = guides.execute(nbformat.read(path, as_version=4), tmp_path)
     assert any(map(guides.has_picture, executed.cells)), "the guide shows no picture"
-    if path.stem not in guides.WITHOUT_OUTPUTS:  # tiny checkpoints warn, for example about prompts that they truncate
+    if path.stem not in guides.WITHOUT_OUTPUTS:  # tiny checkpoints cause warnings, for example about truncated prompts
         assert guides.warnings(executed) == []
         for before, after in zip(committed.cells, executed.cells, strict=True):
             assert guides.has_picture(before) == guides.has_picture(after), f"run notebooks/run.py {path.stem}"

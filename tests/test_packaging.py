@@ -25,7 +25,7 @@ from sega_jax.weights.layout import leaves
 
 ROOT = Path(sega_jax.__file__).parents[1]
 MOST_BYTES = 60_000_000
-# Files that no package may contain: caches, builds, editors' copies, and output of the library and its tests.
+# Files that no package may contain: caches, builds, editors' backup copies, and output of the library and its tests.
 CACHES = r"__pycache__|\.py[co]$|\.(pytest|ruff|mypy)_cache|\.egg-info"
 JUNK = re.compile(rf"{CACHES}|(^|/)(build|dist|sega-jax-out)/|~$|\.log$")
 
@@ -113,7 +113,7 @@ def packages(tmp_path_factory):
 
 @pytest.mark.slow
 def test_packages_contain_what_belongs_to_them(packages):
-    """The sdist has the checkout's files. The wheel has the files of both packages, except for the evaluation's
+    """The sdist contains the checkout's files. The wheel contains the files of both packages except the evaluation
     report."""
     sdist, wheel, from_checkout = packages
     assert max(sdist.stat().st_size, wheel.stat().st_size) <= MOST_BYTES

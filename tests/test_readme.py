@@ -1,10 +1,10 @@
-"""The README is short, and every command and every line of code in it runs as written.
+"""Checks that the README is short, and that every command and every line of code in it runs as written.
 
     pytest -m readme -rP tests/test_readme.py      # and prints what was run
 
-Each section runs in a separate process, by the rules of `support/readme.py`, in a folder that looks like a checkout:
-links to the files of this one, and an environment `.venv` on top of the current one, so that `pip install` changes
-nothing else. Checkpoints on the hub are tiny random ones from `support/hub_cache.py`.
+Each section runs in a separate process, following the rules in `support/readme.py`, in a folder that looks like a
+checkout. It contains links to the files of this checkout, and a `.venv` environment on top of the current one, so that
+`pip install` changes nothing else. Checkpoints on the hub are tiny random ones from `support/hub_cache.py`.
 """
 
 import os

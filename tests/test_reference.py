@@ -1,4 +1,4 @@
-"""The API reference: every public name has an example that runs, and every name in a docstring exists."""
+"""Checks that every public name has an example that runs, and that every name in a docstring exists."""
 
 import ast
 import builtins
@@ -31,7 +31,7 @@ FILE_ENDINGS = ("json", "yml", "toml", "bin", "pt", "ckpt", "npy", "npz", "safet
 
 
 def dotted(path):
-    """Returns the dotted name of a file of the library."""
+    """Returns the dotted name of one of the library's files."""
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
@@ -79,7 +79,7 @@ def run_examples(path):
 
 @pytest.fixture(scope="module")
 def examples_folder(tmp_path_factory):
-    """Runs the examples in a folder with the sweep of `sega_jax.sweep.run`'s example, which other examples read."""
+    """Runs the examples in a folder with the sweep from `sega_jax.sweep.run`'s example, which other examples read."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("examples"))
         run_examples(ROOT / "sega_jax" / "sweep" / "running" / "run.py")
@@ -110,7 +110,7 @@ def identifiers(tree):
 
 @cache
 def known_names():
-    """Returns all names of the library, of its modules and of Python."""
+    """Returns all names in the library, the names of its modules, and Python's built-in names."""
     names = {part for path in FILES for part in dotted(path).split(".")}
     return names.union(dir(builtins), FOREIGN, *(identifiers(parsed(path)) for path in FILES))
 
@@ -185,7 +185,7 @@ def test_a_wrong_name_is_found():
 
 @pytest.mark.slow
 def test_the_reference_is_complete(tmp_path):
-    """The command writes pages that contain all public names and the arguments of calls, and have no broken links."""
+    """The command writes pages that contain all public names and call arguments, and have no broken links."""
     command = [sys.executable, str(ROOT / "tests" / "support" / "reference.py"), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr

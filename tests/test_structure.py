@@ -1,4 +1,4 @@
-"""The structure of the code: only a family's own files may check which family a checkpoint belongs to, and files and
+"""Checks the code's structure: only a family's own files may check which family a checkpoint belongs to, and files and
 functions are short."""
 
 import ast
@@ -16,7 +16,7 @@ FAMILIES = ("stable_diffusion", "sdxl", "sdxl_text", "deepfloyd", "upscaler", "p
 FAMILIES += ("paella_prior",)
 # A family's own files: its system, its pipeline with diffusers' arguments, and its converter.
 OWN = {ROOT / "systems" / f"{name}.py" for name in FAMILIES} | {
-    ROOT / "systems" / "registry.py",  # lists the families that the library has
+    ROOT / "systems" / "registry.py",  # lists all families
     ROOT / "__init__.py",  # exports their text types
     *(ROOT / "diffusers_api").glob("*.py"),
     Path(convert.__file__).parent / "paella.py",
@@ -27,7 +27,7 @@ CLASSES |= {system.call.__name__ for system in registry.systems().values()}
 
 
 def imported_families(node):
-    """Returns the modules and classes of families that an import names."""
+    """Returns the family modules and classes that an import names."""
     if isinstance(node, ast.Import):
         names = [alias.name for alias in node.names]
     elif isinstance(node, ast.ImportFrom):

@@ -1,4 +1,4 @@
-"""The tables in markdown files and notebooks equal the tables that are printed from the benchmarks' results."""
+"""Checks that the tables in markdown files and notebooks equal those generated from the benchmarks' results."""
 
 import json
 import re

@@ -15,7 +15,7 @@ class Lora:
 
     Attributes:
         path: the file.
-        weight: the factor of the LoRA's weight changes: one number for all networks, or {network: number}.
+        weight: the factor for the LoRA's weight changes: one number for all networks, or {network: number}.
         default_weight: the factor for networks that `weight` does not name.
     """
 
@@ -79,7 +79,7 @@ class Additions:
         words: (new word, its file) pairs, in the order in which they were added. The word is None if the file contains
             several words.
         loras: {name: loaded LoRA that is not fused}.
-        fused: {name: (LoRA with the weight from before fusing, LoRA with the fused weight)}.
+        fused: {name: (LoRA with its weight before fusing, LoRA with the fused weight)}.
         enabled: whether the LoRAs in `loras` are merged.
     """
 

@@ -1,4 +1,4 @@
-"""Defines the arguments that the pipelines share, with diffusers' names, and translates them to a native call.
+"""Defines the arguments that the pipelines share, under diffusers' names, and translates them for a native call.
 
 Each pipeline extends one of these dataclasses with its own arguments.
 """
@@ -85,7 +85,7 @@ class PipelineArguments:
         "seed",
         None,
         kind=SeedsOrGenerators(0, 2**32 - 1),
-        help="the seed of the noise, instead of a generator. With a number s, the pictures get the seeds s, s + 1, ...;"
+        help="the seed for the noise, instead of a generator. With a number s, the pictures get seeds s, s + 1, ...;"
         " a list gives one seed for each picture. Without a seed, generator or key, the seed is 0. JAX draws the noise,"
         " so diffusers generates the same picture only from the same latents",
     )
@@ -97,7 +97,7 @@ class PipelineArguments:
     editing_prompt_embeddings: Any = argument(
         None,
         Opaque("an array [n, tokens, channels] for all prompts, or [prompts, n, tokens, channels]"),
-        "the embeddings of n concepts, or the text conditioning returned by the native pipeline's `encode`; ignored if"
+        "n concepts as embeddings, or as the text conditioning returned by the native pipeline's `encode`; ignored if"
         " editing_prompt is given",
     )
     reverse_editing_direction: bool | Sequence[bool] | None = argument(
@@ -123,14 +123,12 @@ class PipelineArguments:
     prompt_embeds: Any = argument(
         None,
         Opaque("an array [prompts, tokens, channels]"),
-        "the embeddings of the prompts instead of their words, or the text conditioning returned by the native"
-        " pipeline's `encode`",
+        "the prompts as embeddings, or as the text conditioning returned by the native pipeline's `encode`",
     )
     negative_prompt_embeds: Any = argument(
         None,
         Opaque("an array [prompts, tokens, channels], or [1, tokens, channels] for all prompts"),
-        "the embeddings of the negative prompts instead of their words, or the text conditioning returned by the native"
-        " pipeline's `encode`",
+        "the negative prompts as embeddings, or as the text conditioning returned by the native pipeline's `encode`",
     )
     key: jax.Array | None = changed(Call, "key", None)
     generator: Any = argument(
@@ -145,7 +143,7 @@ class PipelineArguments:
     sem_guidance: Any = argument(
         None,
         Opaque("an array [calls, 1 or pictures, height / f, width / f, channels]"),
-        "recorded guidance to add: `sem_guidance` of an earlier output",
+        "recorded guidance to add: `sem_guidance` from an earlier output",
     )
     progress: bool | None = changed(Call, "progress", None)
 
@@ -227,7 +225,7 @@ class PipelineArguments:
         """Returns the native argument `edits` for `concepts`: one list for all prompts, or one list per prompt.
 
         Raises:
-            ValueError: an argument has fewer entries than the number of concepts.
+            ValueError: an argument has fewer entries than there are concepts.
         """
         if concepts and isinstance(concepts[0], list):
             return [self._edits(row) for row in concepts]
@@ -249,7 +247,7 @@ class PipelineArguments:
         ]
 
     def _entries(self, name: str, n: int, default: Any) -> list[Any]:
-        """Returns a list of an argument's values, one for each of n concepts."""
+        """Returns a list of an argument's values, one for each of the `n` concepts."""
         value = getattr(self, name)
         if name == "edit_weights" and value == []:  # an empty list means the default in diffusers, too
             value = None
@@ -309,7 +307,7 @@ class DiffusionArguments(PipelineArguments):
         help="the fraction of fresh noise in DDIM and TCD; the default is 0, as in diffusers' pipelines. Other"
         " schedulers ignore it",
     )
-    cross_attention_kwargs: Any = argument(None, LoraScale(), "the factor of the weights of loaded LoRAs in this call")
+    cross_attention_kwargs: Any = argument(None, LoraScale(), "the factor for the weights of loaded LoRAs in this call")
 
     @property
     def lora_scale(self) -> float:
@@ -329,7 +327,7 @@ class LatentArguments(DiffusionArguments):
     callback_on_step_end: Any = argument(
         None,
         StepCallback(),
-        "a function called after every step as (pipe, step, timestep, {'latents': array}); it cannot change the"
+        "a function called after every step with (pipe, step, timestep, {'latents': array}); it cannot change the"
         " latents, but can end the call by setting pipe._interrupt = True",
     )
     callback_on_step_end_tensor_inputs: Any = argument(
@@ -357,7 +355,7 @@ class TimestepArguments(PipelineArguments):
 
     timesteps: Sequence[int] | str | None = argument(
         None,
-        Opaque("decreasing integers, or the name of one of DeepFloyd-IF's lists"),
+        Opaque("decreasing integers, or the name of one of DeepFloyd-IF's timestep lists"),
         "the timesteps, instead of a number of steps",
     )
 
@@ -379,7 +377,8 @@ def positional(*names: str) -> Callable[[type[T]], type[T]]:
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
             if len(args) > len(names):
                 raise TypeError(
-                    f"{len(args)} positional arguments were given, expected at most {len(names)}; name the others"
+                    f"{len(args)} positional arguments were given, expected at most {len(names)}; give the others by"
+                    " name"
                 )
             by_position = dict(zip(names, args, strict=False))
             if duplicates := [name for name in by_position if name in kwargs]:

@@ -31,7 +31,7 @@ _IMAGE_TO_IMAGE = {
 
 
 class DiffusionPipeline:
-    """Creates the text-to-image pipeline of a checkpoint's family."""
+    """Creates the text-to-image pipeline for a checkpoint's family."""
 
     _classes: ClassVar[Mapping[str, type[DiffusersPipeline]]] = _TEXT_TO_IMAGE
 
@@ -45,7 +45,7 @@ class DiffusionPipeline:
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Any:
         """Loads a checkpoint.
 
-        The family's pipeline class takes the same arguments in `from_pretrained`.
+        The arguments are the same as for `from_pretrained` of the family's pipeline class.
 
         Raises:
             CheckpointError: the family has no such pipeline. Raised before any weights are downloaded.
@@ -90,10 +90,10 @@ class DiffusionPipeline:
 
 
 class AutoPipelineForText2Image(DiffusionPipeline):
-    """Creates the text-to-image pipeline of a checkpoint's family."""
+    """Creates the text-to-image pipeline for a checkpoint's family."""
 
 
 class AutoPipelineForImage2Image(DiffusionPipeline):
-    """Creates the image-to-image pipeline of a checkpoint's family."""
+    """Creates the image-to-image pipeline for a checkpoint's family."""
 
     _classes = _IMAGE_TO_IMAGE

@@ -1,4 +1,4 @@
-"""The base classes of the pipelines with diffusers' interface, which wrap a native pipeline."""
+"""The base classes of the pipelines that give a native pipeline diffusers' interface."""
 
 import copy
 import dataclasses
@@ -36,7 +36,7 @@ _REPLACEABLE = ("scheduler", "unet", "vae", "text_encoder", "text_encoder_2")
 
 
 class DiffusersPipeline(Switches):
-    """A pipeline with diffusers' interface around a native pipeline.
+    """A native pipeline wrapped in diffusers' interface.
 
     Attributes:
         pipeline: the native pipeline.
@@ -73,8 +73,8 @@ class DiffusersPipeline(Switches):
             pretrained_model_name_or_path: a folder, hub repository or single file, like `source` in `sega_jax.load`.
             torch_dtype: the dtype of the networks, like the option `dtype`. torch dtypes are also accepted.
             options: the options of `sega_jax.load` and of diffusers. `cache_dir`, `token`, `local_files_only` and
-                `force_download` are passed to the hub client, `device_map` is a device as accepted by `to`, and options
-                such as `use_safetensors` have no effect here.
+                `force_download` are passed to the hub client, `device_map` accepts the same devices as `to`, and
+                options such as `use_safetensors` have no effect here.
 
         Raises:
             TypeError: an option is unknown or not supported.
@@ -128,8 +128,8 @@ class DiffusersPipeline(Switches):
             pipeline: a native pipeline, or a pipeline of this package. In the latter case, LoRAs and new words that are
                 added to one pipeline are added to both, until a network in either of them is replaced, cast or moved.
             torch_dtype: the dtype of the new pipeline's networks. The other pipeline keeps its dtype.
-            options: a `scheduler` or networks (`unet`, `vae`, `text_encoder`, `text_encoder_2`) to use in place of
-                `pipeline`'s. `safety_checker=None` turns the safety checker off.
+            options: a `scheduler` or networks (`unet`, `vae`, `text_encoder`, `text_encoder_2`) that replace those of
+                `pipeline`. `safety_checker=None` turns the safety checker off.
 
         Raises:
             TypeError: `pipeline` is not a pipeline or belongs to a different family, or an option is unknown or not
@@ -164,11 +164,11 @@ class DiffusersPipeline(Switches):
         return f"{' or '.join(system.title for system in cls._systems)} for {cls.__name__}"
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
-        """Writes a checkpoint in diffusers layout. It includes new words, and its weights include the merged LoRAs.
+        """Writes a checkpoint in diffusers layout. It includes new words, and LoRAs are merged into its weights.
 
         Args:
             save_directory: a new or empty folder.
-            options: `safe_serialization` and `max_shard_size` are accepted and have no effect.
+            options: `safe_serialization` and `max_shard_size` are accepted but have no effect.
 
         Raises:
             TypeError: an option is unknown or not supported.
@@ -374,7 +374,7 @@ class UNetPipeline(DiffusersPipeline):
 
     @property
     def scheduler(self) -> Scheduler:
-        """The scheduler. Assign the name of a diffusers class, a config, a folder, or a diffusers scheduler."""
+        """The scheduler. It can be set to a diffusers class name, a config, a folder or a diffusers scheduler."""
         scheduler = self.pipeline.scheduler
         assert scheduler is not None  # every family with a UNet has a scheduler
         return scheduler

@@ -27,7 +27,7 @@ class StepEnd:
         """Calls the diffusers callback.
 
         Raises:
-            ValueError: the callback set an attribute of the pipeline or returned a changed mapping.
+            ValueError: the callback set an attribute on the pipeline or returned a changed mapping.
             Interruption: the callback asked to end the sampling.
         """
         latents = np.asarray(state)

@@ -1,6 +1,6 @@
 """diffusers' `IFPipeline` and `IFSuperResolutionPipeline` (0.42.1), with semantic guidance.
 
-The arguments of semantic guidance are the same as in diffusers' `SemanticStableDiffusionPipeline`.
+The arguments for semantic guidance are the same as in diffusers' `SemanticStableDiffusionPipeline`.
 """
 
 import dataclasses
@@ -67,8 +67,8 @@ class IFArguments(TimestepArguments, DiffusionArguments):
     clean_caption: bool = argument(
         True,
         Flag(),
-        "whether to clean prompts and concepts (`sega_jax.text.caption_cleaning`), which needs the extra"
-        ' "if". Without its libraries, diffusers only warns, but calls fail here',
+        'whether to clean prompts and concepts (`sega_jax.text.caption_cleaning`), which needs the "if" extra.'
+        " Without its libraries, diffusers only warns, but calls fail here",
     )
     image: Any = argument(None, Opaque(Pictures.noun), "the low-resolution picture for the second stage to enlarge")
     noise_level: int | None = changed(
@@ -83,7 +83,7 @@ class IFArguments(TimestepArguments, DiffusionArguments):
 class SemanticIFPipeline(LoraPipeline):
     """diffusers' pipelines for the first two stages of DeepFloyd-IF, with semantic guidance.
 
-    Each pipeline wraps the native pipeline of one stage, `pipeline`. To run all stages in one call, use
+    Each pipeline wraps one stage's native pipeline, `pipeline`. To run all stages in one call, use
     `sega_jax.load_cascade`. Pictures are neither safety-checked nor watermarked. Arrays have channels last. The noise
     comes from a seed, a generator or a JAX key.
 
@@ -100,7 +100,8 @@ class SemanticIFPipeline(LoraPipeline):
 
     _systems: ClassVar[tuple[System, ...]] = (STAGE_1, STAGE_2)
 
-    # These components are not supported, but code for diffusers reads these attributes and passes them to the upscaler.
+    # These components are not supported, but code written for diffusers reads these attributes and passes them to the
+    # upscaler.
     safety_checker = feature_extractor = watermarker = None
 
     @classmethod
@@ -192,9 +193,9 @@ class SemanticIFPipeline(LoraPipeline):
 
 
 def _cleaned(texts: Any, clean: bool) -> Any:
-    """Cleans a text, or nested lists of texts, if `clean` is set. Values that are not texts stay unchanged."""
+    """Cleans a text, or nested lists of texts, if `clean` is set. Values that are not texts are returned unchanged."""
     if isinstance(texts, str) and texts and clean:
-        from sega_jax.text import caption_cleaning  # this import needs the libraries of the extra "if"
+        from sega_jax.text import caption_cleaning  # this import needs the libraries of the "if" extra
 
         return caption_cleaning.clean(texts)
     return [_cleaned(text, clean) for text in texts] if isinstance(texts, list | tuple) else texts

@@ -43,12 +43,12 @@ class LoraPipeline(UNetPipeline):
         Args:
             pretrained_model_name_or_path_or_dict: a LoRA file, or a folder or hub repository that contains one.
             adapter_name: a name for `set_adapters`. None means "default_0", "default_1", ...
-            weight_name: the file's name in the folder or repository. None means the name that diffusers or peft use, or
+            weight_name: the file's name in the folder or repository. None means diffusers' or peft's default name, or
                 the only weight file.
             revision: the branch, tag or commit of the repository.
             subfolder: the file's folder inside the folder or repository.
             hotswap: whether to replace the loaded LoRA named `adapter_name`, keeping its weight.
-            options: diffusers' options for the hub, such as `cache_dir`, and options without an effect here.
+            options: diffusers' options for the hub, such as `cache_dir`, and options that have no effect here.
 
         Raises:
             ValueError: `adapter_name` is already in use, or `hotswap` is set and `adapter_name` is not loaded.
@@ -195,7 +195,7 @@ class LoraPipeline(UNetPipeline):
             self._apply(additions.unfuse())
 
     def unload_lora_weights(self, *args: Any, **options: Any) -> None:
-        """Removes all LoRAs and restores the original weights. Fused LoRAs stay permanently."""
+        """Removes all unfused LoRAs from the weights. Fused LoRAs become a permanent part of the weights."""
         del args, options
         additions = self._additions()
         if not additions.loras and additions.fused and not additions.words:
@@ -233,12 +233,12 @@ class LatentPipeline(LoraPipeline):
         Args:
             pretrained_model_name_or_path: a .safetensors, .bin or .pt file, or a folder or hub repository that contains
                 learned_embeds.safetensors or learned_embeds.bin; or a list of these.
-            token: the new word, or a list with one word for each file. None means the word that the file stores.
+            token: the new word, or a list with one word for each file. None means the word stored in the file.
             tokenizer, text_encoder: ignored.
             weight_name: the file's name in the folder or repository.
             revision: the branch, tag or commit of the repository.
             subfolder: the file's folder inside the folder or repository.
-            options: diffusers' options for the hub, such as `cache_dir`, and options without an effect here.
+            options: diffusers' options for the hub, such as `cache_dir`, and options that have no effect here.
 
         Raises:
             TypeError, ValueError: the numbers of words and files differ, or tensors are given instead of a file.
@@ -295,8 +295,8 @@ def _weight(value: Any) -> float | dict[str, float]:
         return 1.0 if value is None else check_float("adapter_weights", value)
     if nested := [network for network, weight in value.items() if isinstance(weight, Mapping)]:
         raise ValueError(
-            f"adapter_weights: {nested[0]!r} has weights for single blocks, which are not supported; give one number"
-            " for each network"
+            f"adapter_weights: {nested[0]!r} has weights for individual blocks, which are not supported; give one"
+            " number for each network"
         )
     return {network: check_float(f"adapter_weights: {network}", weight) for network, weight in value.items()}
 
@@ -306,7 +306,7 @@ def _lora_file(source: Any, name: str | None, revision: str | None, subfolder: s
 
     Args:
         source: the file, or a folder or hub repository.
-        name: the file's name in the folder or repository. None means the name that diffusers or peft use, or the only
+        name: the file's name in the folder or repository. None means diffusers' or peft's default name, or the only
             weight file.
         revision: the branch, tag or commit of the repository.
         subfolder: the file's folder inside the folder or repository.
@@ -339,7 +339,7 @@ def _file(
 
     Args:
         source: the file, or a folder or hub repository.
-        name: the file's name in the folder or repository. None tries `defaults` in order.
+        name: the file's name in the folder or repository. If it is None, `defaults` are tried in order.
         defaults: the file names to try if `name` is None.
         revision: the branch, tag or commit of the repository.
         subfolder: the file's folder inside the folder or repository.

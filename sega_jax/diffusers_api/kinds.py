@@ -16,7 +16,7 @@ from sega_jax.systems.call import Seeds
 
 @dataclasses.dataclass(frozen=True)
 class OrNone(Kind):
-    """Values of the kind `of`, or None."""
+    """None, or values that the kind `of` accepts."""
 
     of: Kind
 
@@ -98,7 +98,7 @@ class Generators(Kind):
 
 
 class SeedsOrGenerators(Seeds):
-    """Seeds or generators. Generators are accepted because diffusers has `generator` at the position of `seed`."""
+    """Seeds or generators. Generators are accepted because diffusers has `generator` in this position."""
 
     def check(self, name: str, value: Any) -> Any:
         several = isinstance(value, list | tuple)
@@ -147,7 +147,7 @@ class Unsupported(Kind):
     """Values of an unsupported argument. Only values that have no effect in diffusers are accepted.
 
     Attributes:
-        remedy: the reason or the remedy, which ends the error message.
+        remedy: the end of the error message, which gives the reason or the remedy.
         harmless: the values that are accepted in addition to None.
     """
 

@@ -1,4 +1,5 @@
-"""Sorts diffusers' loading options into those that are used, have no effect here, or are refused."""
+"""Sorts diffusers' loading options into those that are used, those that have no effect here, and those that are
+refused."""
 
 import difflib
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from sega_jax.method.checks import brief
 from sega_jax.pipelines.load_options import LoadOptions
 from sega_jax.weights import hub
 
-# Options whose names are the same in the hub client.
+# Options that have the same names in the hub client.
 _HUB = ("cache_dir", "token", "local_files_only", "force_download")
 # Options that control how torch loads weights. This library offers no such choices: loading always reads the best
 # weight files in a folder and moves the tensors to the devices one by one.
@@ -48,7 +49,7 @@ NAMES = (*_HUB, *_WITHOUT_EFFECT, *_REFUSED, *_DTYPES, "device_map", "use_auth_t
 
 
 def load_options(options: dict[str, Any], caller: str) -> tuple[dict[str, Any], dict[str, Any], Any]:
-    """Separates the options of `sega_jax.load`, the hub client's options and `device_map`.
+    """Splits options into those of `sega_jax.load`, those of the hub client, and `device_map`.
 
     Args:
         options: {name: value}.
@@ -82,7 +83,7 @@ def load_options(options: dict[str, Any], caller: str) -> tuple[dict[str, Any], 
 
 
 def hub_choices(options: dict[str, Any]) -> dict[str, Any]:
-    """Returns the options, among diffusers' options, that the hub client uses."""
+    """Returns those of diffusers' options that the hub client uses."""
     choices = {name: options[name] for name in _HUB if name in options}
     if options.get("use_auth_token") is not None:
         choices.setdefault("token", options["use_auth_token"])
@@ -92,7 +93,7 @@ def hub_choices(options: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def hub_options(caller: str, options: dict[str, Any]) -> Iterator[None]:
-    """Applies the hub client's options inside a `with` block. Options without an effect are ignored.
+    """Applies the hub client's options inside a `with` block. Options that have no effect are ignored.
 
     Args:
         caller: the name of the public function, for error messages.
@@ -115,7 +116,7 @@ def hub_options(caller: str, options: dict[str, Any]) -> Iterator[None]:
 
 
 def _check_components(options: dict[str, Any]) -> None:
-    """Checks that no network or tokenizer is an object of a torch library. diffusers' schedulers are allowed.
+    """Checks that no network or tokenizer is an object from a torch library. diffusers' schedulers are allowed.
 
     Raises:
         TypeError: a network or tokenizer comes from a torch library.

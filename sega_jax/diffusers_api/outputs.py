@@ -17,7 +17,7 @@ class Images:
     """The pictures of a call.
 
     Attributes:
-        images: PIL images, a float array [rows, height, width, 3] in [0, 1], or the final states of the sampling.
+        images: PIL images, a float array [rows, height, width, 3] in [0, 1], or the final states of the sampling loop.
     """
 
     images: list[Image.Image | None] | np.ndarray
@@ -30,7 +30,7 @@ class Estimates:
     `*state` is the shape of the latents, of DeepFloyd-IF's pixels, or of Paella's logits, with channels last.
 
     Attributes:
-        sem_guidance: the guidance of the edits at each model call, [calls, rows, *state]. It excludes classifier-free
+        sem_guidance: the guidance from the edits at each model call, [calls, rows, *state]. It excludes classifier-free
             guidance and replayed guidance.
         uncond_estimates: the predictions for the negative prompt, [calls, rows, *state].
         text_estimates: the predictions for the prompt, [calls, rows, *state].
@@ -44,10 +44,10 @@ class Estimates:
 
 
 def estimates(record: Record | None) -> dict[str, Any]:
-    """Converts a native record, whose arrays have the rows as the first axis, to the fields of `Estimates`.
+    """Converts a native record, in which rows are the first axis, to the fields of `Estimates`.
 
     Args:
-        record: the native record. For None, an empty mapping is returned.
+        record: the native record; None gives an empty mapping.
     """
     if record is None:
         return {}

@@ -16,7 +16,7 @@ from sega_jax.pipelines.messages import collected
 from sega_jax.systems.paella import SYSTEM
 from sega_jax.systems.paella_call import TEMPERATURE, PaellaCall
 
-# {the published sampler's name: value of the native argument `choice`}.
+# {name in the published sampler: value of the native argument `choice`}.
 _MODES = {"multinomial": "sample", "argmax": "argmax", "quant": "nearest"}
 
 

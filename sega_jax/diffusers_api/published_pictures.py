@@ -15,7 +15,7 @@ import numpy as np
 from sega_jax.diffusers_api.stable_diffusion import SemanticStableDiffusionPipeline
 from sega_jax.text.files import sha256
 
-# The folder with the recorded noise, and the name of the file with the digests (in the format of sha256sum).
+# The folder with the recorded noise, and the name of the file with the digests (in sha256sum's format).
 NOISE, SUMS = Path(__file__).parent / "published_noise", "SHA256SUMS"
 # The largest absolute difference that diffusers' tests allow.
 TOLERANCE = 1e-2
@@ -90,7 +90,7 @@ def difference(pipe: SemanticStableDiffusionPipeline, picture: Picture, latents:
     As in diffusers' tests, float32 matrices are multiplied in float32; GPUs and TPUs would round them by default.
 
     Args:
-        pipe: a pipeline of Stable Diffusion 1.5.
+        pipe: a Stable Diffusion 1.5 pipeline.
         picture: the published picture.
         latents: the initial noise, float32 [1, height / 8, width / 8, 4].
 
@@ -108,7 +108,7 @@ def noise(seed: int, folder: Path = NOISE) -> np.ndarray:
 
     Args:
         seed: the seed of the picture.
-        folder: a folder that contains a file `SEED.npy` with the noise for each seed, and the files' digests in
+        folder: a folder that contains a `SEED.npy` file with the noise for each seed, and the files' digests in
             SHA256SUMS.
 
     Raises:

@@ -1,4 +1,4 @@
-"""diffusers' scheduler classes. Each of them creates a `sega_jax.method.schedules.Scheduler`."""
+"""diffusers' scheduler classes. Each creates a `sega_jax.method.schedules.Scheduler`."""
 
 import difflib
 import os

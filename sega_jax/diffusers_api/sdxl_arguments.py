@@ -11,7 +11,7 @@ from sega_jax.method.arguments import argument, arguments, changed
 from sega_jax.systems.sdxl import SDXLCall
 
 _STRENGTH = 0.3  # the default of diffusers' `StableDiffusionXLImg2ImgPipeline`
-# The reasons and remedies for unsupported arguments.
+# Reasons why arguments are not supported, with remedies.
 _REFINER = "it belongs to the SDXL refiner, so leave it out"
 _SIZES = "the negative prompt uses the sizes of the prompt, so leave it out"
 
@@ -36,17 +36,19 @@ class SDXLArguments(TimestepArguments, LatentArguments):
         "the negative prompts for the second text encoder, instead of `negative_prompt`",
     )
     pooled_prompt_embeds: Any = argument(
-        None, Opaque("an array [prompts, channels]"), "the pooled embeddings of the prompts; required by prompt_embeds"
+        None,
+        Opaque("an array [prompts, channels]"),
+        "the pooled embeddings of the prompts; required with prompt_embeds",
     )
     negative_pooled_prompt_embeds: Any = argument(
         None,
         Opaque("an array [prompts, channels], or [1, channels] for all prompts"),
-        "the pooled embeddings of the negative prompts; required by negative_prompt_embeds",
+        "the pooled embeddings of the negative prompts; required with negative_prompt_embeds",
     )
     editing_pooled_prompt_embeddings: Any = argument(
         None,
         Opaque("an array [n, channels] for all prompts, or [prompts, n, channels]"),
-        "the pooled embeddings of n concepts; required by editing_prompt_embeddings",
+        "the pooled embeddings of n concepts; required with editing_prompt_embeddings",
     )
     strength: float | None = changed(
         LatentArguments,
@@ -63,7 +65,7 @@ class SDXLArguments(TimestepArguments, LatentArguments):
     long_prompts: bool = changed(SDXLCall, "long_prompts", False)
     weighted: bool = changed(SDXLCall, "weighted", False)
     clip_skip: int | None = changed(SDXLCall, "clip_skip", None)
-    # Arguments of diffusers that are not supported.
+    # Unsupported diffusers arguments.
     denoising_start: Any = argument(
         None, Unsupported(f"{_REFINER}, or give image and strength to start from a picture"), "not supported"
     )

@@ -30,7 +30,7 @@ from sega_jax.text.tokenizers import Tokenizer
 
 @dataclasses.dataclass
 class CheckedImages(Images):
-    """Pictures, together with the results of the safety checker."""
+    """Pictures, and the safety checker's results for them."""
 
     nsfw_content_detected: list[bool] | None
 
@@ -191,7 +191,7 @@ class SemanticStableDiffusionPipeline(LatentPipeline):
 
     @property
     def feature_extractor(self) -> FeatureExtractor | None:
-        """The preprocessing of pictures for the safety checker, or None without a safety checker."""
+        """The feature extractor, which prepares pictures for the safety checker, or None without a safety checker."""
         return self.components["feature_extractor"]
 
     def encode_prompt(

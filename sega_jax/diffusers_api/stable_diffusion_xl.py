@@ -1,6 +1,6 @@
 """diffusers' `StableDiffusionXLPipeline` (0.42.1), with semantic guidance.
 
-The arguments of semantic guidance are the same as in diffusers' `SemanticStableDiffusionPipeline`.
+The arguments for semantic guidance are the same as in diffusers' `SemanticStableDiffusionPipeline`.
 """
 
 import dataclasses
@@ -276,7 +276,9 @@ class SemanticStableDiffusionXLPipeline(LatentPipeline):
                 options["clip_skip"] = call.clip_skip or 0
             return self.pipeline.encode(firsts, second=seconds, **options)
         if first is not None or second:
-            raise ValueError(f"{name} or {name}_2 was given with {' or '.join(names)}; give either words or embeddings")
+            raise ValueError(
+                f"{name} or {name}_2 was given with {' or '.join(names)}; give either prompts or embeddings"
+            )
         return self._joined(names, states, pooled)
 
     def _joined(self, names: tuple[str, str], states: Any, pooled: Any) -> SDXLText | list[SDXLText]:
@@ -308,7 +310,9 @@ class SemanticStableDiffusionXLPipeline(LatentPipeline):
                 f" of {shape[0]} tokens"
             )
         if states.ndim not in (3, 4):
-            raise ValueError(f"{names[0]} has shape {states.shape}, expected 3 axes, or 4 for concepts of each prompt")
+            raise ValueError(
+                f"{names[0]} has shape {states.shape}, expected 3 axes, or 4 if each prompt has its own concepts"
+            )
         expected = (*states.shape[:-2], unet.pooled_dim)
         if pooled.shape != expected:
             raise ValueError(f"{names[1]} has shape {pooled.shape}, expected {expected} {axes[1]}")

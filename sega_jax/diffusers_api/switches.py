@@ -49,7 +49,7 @@ class Switches:
     pipeline: Pipeline
     _tiled: bool = False
     _progress: bool | None = None  # whether to show progress bars; None shows them in terminals and notebooks
-    _bar: Mapping[str, Any] = MappingProxyType({})  # the tqdm options of progress bars
+    _bar: Mapping[str, Any] = MappingProxyType({})  # tqdm's options for progress bars
 
     def to(self, *args: Any, device: Any = None, dtype: Any = None, **options: Any) -> Self:
         """Moves the networks to devices and casts them.
@@ -69,7 +69,7 @@ class Switches:
         """
         harmless = {"torch_dtype", "silence_dtype_warnings", "non_blocking", "memory_format"}
         if unknown := [name for name in options if name not in harmless]:
-            raise TypeError(f"{unknown[0]} is not an argument of to; it accepts a device and a dtype")
+            raise TypeError(f"{unknown[0]} is not an argument of to(); it accepts a device and a dtype")
         dtype = options.get("torch_dtype") if dtype is None else dtype
         for arg in args:
             if is_dtype(arg):
@@ -99,7 +99,7 @@ class Switches:
         return self.pipeline.dtype
 
     def enable_vae_tiling(self, *args: Any, **options: Any) -> None:
-        """Makes later calls decode large pictures in overlapping tiles; see the argument `tiled` of
+        """Makes later calls decode large pictures in overlapping tiles; see the `tiled` argument of
         `sega_jax.Pipeline`.
 
         Raises:
@@ -125,7 +125,7 @@ class Switches:
             raise NotImplementedError("enable_freeu: FreeU is not supported and would change the picture; leave it out")
 
     def set_progress_bar_config(self, **options: Any) -> None:
-        """Sets the tqdm options of progress bars, such as `desc` and `leave`; `disable=True` hides the bars.
+        """Sets tqdm's options for progress bars, such as `desc` and `leave`; `disable=True` hides the bars.
 
         Raises:
             TypeError: tqdm has no such option.

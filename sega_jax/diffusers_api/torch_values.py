@@ -15,7 +15,8 @@ from sega_jax.pipelines.messages import warn
 # Device names for accelerators, and the values of `device_map` that let the library choose.
 _ACCELERATORS = ("cuda", "gpu", "tpu", "mps", "xpu", "npu", "hpu", "rocm")
 _AUTOMATIC = ("auto", "balanced", "balanced_low_0", "sequential")
-# The largest seed of a picture, and an upper bound on the number of pictures in a call, whose seeds are s, s + 1, ...
+# The largest seed of a picture, and an upper bound on the number of pictures in a call. The pictures have the seeds s,
+# s + 1, ...
 _MAX_SEED, _MAX_PICTURES = 2**32 - 1, 2**17
 
 

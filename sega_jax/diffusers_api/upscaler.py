@@ -1,6 +1,6 @@
 """diffusers' `StableDiffusionUpscalePipeline` (0.42.1), with semantic guidance.
 
-The arguments of semantic guidance are the same as in diffusers' `SemanticStableDiffusionPipeline`.
+The arguments for semantic guidance are the same as in diffusers' `SemanticStableDiffusionPipeline`.
 """
 
 import dataclasses

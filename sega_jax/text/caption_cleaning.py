@@ -77,7 +77,7 @@ def _without_tags(text: str) -> str:
 
 
 def _spaced(text: str) -> str:
-    """Replaces hyphens and underscores with spaces if there are more than three, because they then separate words."""
+    """Replaces hyphens and underscores with spaces if there are more than three, because they then stand for spaces."""
     hyphens = re.compile("[-_]")
     return hyphens.sub(" ", text) if len(hyphens.findall(text)) > 3 else text
 

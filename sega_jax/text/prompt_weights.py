@@ -120,7 +120,7 @@ def weight_states(hidden: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def parse_weights(text: str) -> list[tuple[str, float]]:
-    """Splits a text into fragments with weights, according to the rules of AUTOMATIC1111's web UI.
+    """Splits a text into weighted fragments, following the rules of AUTOMATIC1111's web UI.
 
     `(word)` multiplies the weight by 1.1, `[word]` divides it by 1.1, and `(word:1.5)` multiplies it by 1.5. The
     factors of nested brackets are multiplied. A backslash makes the next bracket or backslash literal. An unclosed
@@ -128,7 +128,7 @@ def parse_weights(text: str) -> list[tuple[str, float]]:
     literal. `BREAK` is an ordinary word.
 
     Returns:
-        At least one (fragment, weight), in order.
+        At least one (fragment, weight) pair, in order.
 
     Raises:
         ValueError: A weight is not a number.
@@ -174,7 +174,7 @@ def parse_weights(text: str) -> list[tuple[str, float]]:
 def _weight(text: str, position: int) -> tuple[str, int] | None:
     """Returns the weight at a position and the length of the match, such as "1.2" and 6 for ": 1.2)".
 
-    If there is no weight at the position, returns None.
+    Returns None if there is no weight at the position.
     """
     end = text.find(")", position)
     if text[position] != ":" or end < 0:

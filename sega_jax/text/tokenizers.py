@@ -29,7 +29,7 @@ class Tokenizer:
         vocabulary: The text encoder's number of token embeddings.
 
     Attributes:
-        length: The number of tokens of a padded text.
+        length: The number of tokens in a padded text.
 
     Raises:
         CheckpointError: Files are missing or broken, or the text encoder has too few embeddings.
@@ -68,7 +68,7 @@ class Tokenizer:
                 f" has {vocabulary} embeddings; check that the two folders belong together"
             )
         self.length = min(length, positions)
-        # {word normalized by `_normal`: its tokens} for words with several tokens. As in diffusers, tokens that belong
+        # {word normalised by `_normal`: its tokens} for words with several tokens. As in diffusers, tokens that belong
         # to the same word are recognised by their names.
         self._expansions: dict[str, str] = {}
         added = self._tokenizer.get_added_vocab()
@@ -87,7 +87,8 @@ class Tokenizer:
         return self._tokenizer.pad_token
 
     def pair(self) -> "TokenizerPair":
-        """Returns Stable Diffusion XL's pair: this tokenizer, and a copy that pads with the vocabulary's first token.
+        """Returns Stable Diffusion XL's two tokenizers: this one, and a copy that pads with the vocabulary's first
+        token.
 
         In published vocabularies, that token is "!". The copy never merges it with adjacent characters.
 
@@ -96,8 +97,9 @@ class Tokenizer:
         """
         if self.pad != self._tokenizer.eos_token:
             raise CheckpointError(
-                f"the tokenizer pads with {self.pad!r}, like Stable Diffusion 2.x's and XL's second one; give one that"
-                f" pads with {self._tokenizer.eos_token!r}, like Stable Diffusion 1.x's and XL's first one"
+                f"the tokenizer pads with {self.pad!r}, like Stable Diffusion 2.x's tokenizer and XL's second"
+                f" tokenizer; give one that pads with {self._tokenizer.eos_token!r}, like Stable Diffusion 1.x's"
+                " tokenizer and XL's first tokenizer"
             )
         second = copy.copy(self)
         second._tokenizer = copy.deepcopy(self._tokenizer)
@@ -129,7 +131,7 @@ class Tokenizer:
                 extended._expansions[_normal(word)] = " ".join(tokens)
         extended._tokenizer.add_tokens(names)
         for name in names:
-            # Special tokens, such as the "!" of Stable Diffusion XL, take precedence over new words.
+            # Special tokens, such as Stable Diffusion XL's "!", take precedence over new words.
             if len(extended._tokenizer.tokenize(name)) != 1:
                 raise ValueError(
                     f"the new word {name!r} contains a special token, such as {self.pad!r}; choose another word"
@@ -176,7 +178,7 @@ class Tokenizer:
 
 
 def _normal(text: str) -> str:
-    """Normalizes a text to Unicode form NFC in lower case, as CLIP's tokenizer does before it compares words."""
+    """Converts a text to Unicode form NFC in lower case, as CLIP's tokenizer does before it compares words."""
     return unicodedata.normalize("NFC", text).lower()
 
 
@@ -194,7 +196,7 @@ class TokenizerPair:
         first, second: The tokenizers for the first and second text encoder.
 
     Attributes:
-        length: The number of tokens of a padded text.
+        length: The number of tokens in a padded text.
 
     Raises:
         CheckpointError: The lengths differ.
@@ -247,7 +249,7 @@ class T5Tokenizer:
     """DeepFloyd-IF's T5 tokenizer, which converts texts to lower case and returns 77 tokens with a padding mask.
 
     Args:
-        folder: The folder with tokenizer.json or spiece.model; the latter needs the extra "if".
+        folder: The folder with tokenizer.json or spiece.model; the latter needs the "if" extra.
         vocabulary: The text encoder's number of token embeddings.
 
     Raises:

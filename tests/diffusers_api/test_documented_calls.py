@@ -1,7 +1,7 @@
 """Runs the code blocks of diffusers' documentation on small checkpoints.
 
-Every block for a pipeline that we have either runs or is refused with a known message. Blocks are identified by their
-page and their index on the page.
+Every block that uses one of our pipelines either runs or is refused with a known message. Blocks are identified by
+their page and their index on the page.
 """
 
 import jax
@@ -33,7 +33,8 @@ from sega_jax.pipelines.execution.devices import Devices
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 PICTURE = Image.new("RGB", (8, 8), "red")
-# The code blocks in the docs run 50 steps in half precision. Here, they run fewer steps and share a few programs.
+# The code blocks in the docs run 50 steps in half precision. Here they run fewer steps and share a few compiled
+# programs.
 FEW = {"num_inference_steps": 2}
 XL_URL = f"https://huggingface.co/{XL}/blob/main/xl_base.safetensors"
 
@@ -244,7 +245,7 @@ def embeddings(p):
 
 
 def torch_compile(p):
-    p.load(SD).unet = lambda *args: None  # what torch.compile returns
+    p.load(SD).unet = lambda *args: None  # torch.compile returns a function
 
 
 # using-diffusers/textual_inversion_inference.md
@@ -532,7 +533,7 @@ def semantic(p):
     check_pictures(out)
 
 
-# For each page and group of blocks, the function that runs them, and the error message if they are refused.
+# For each page and group of blocks, the function that runs the blocks, and the error message if they are refused.
 BLOCKS = {
     "stable_diffusion.md": {(0, 3): offloading, (1, 2, 4): schedulers},
     "using-diffusers/loading.md": {
@@ -587,7 +588,7 @@ BLOCKS = {
         (4,): (torch_compile, "leave torch.compile out"),
         (6,): (
             block_weights,
-            "adapter_weights: 'unet' has weights for single blocks, which are not supported; give one",
+            "adapter_weights: 'unet' has weights for individual blocks, which are not supported; give one",
         ),
         (8, 9, 10): hotswap,
         (11, 19, 20, 21, 23, 24): two_loras,

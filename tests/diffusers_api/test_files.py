@@ -57,7 +57,7 @@ def test_loras(pipe, lora, tmp_path):
     pipe.load_lora_weights(tmp_path, weight_name="one.safetensors")
     assert equal(pipe.pipeline.models, merge_lora(before, one))
     pipe.load_lora_weights(str(tmp_path / "two"), adapter_name="two")
-    assert equal(pipe.pipeline.models, merge_lora(before, two))  # only the newest one, as in diffusers
+    assert equal(pipe.pipeline.models, merge_lora(before, two))  # only the newest one is active, as in diffusers
     assert pipe.get_active_adapters() == ["two"]
     pipe.set_adapters(["default_0", "two"])
     assert equal(pipe.pipeline.models, merge_lora(before, {one: 1, two: 1}))
@@ -120,7 +120,7 @@ def test_pipelines_that_share_their_networks(pipe, lora, small):
 
 
 def test_the_scale_multiplies_the_weights_of_all_networks(pipe, lora):
-    """Networks without a weight have weight 1, which is also scaled."""
+    """Networks for which no weight is given have weight 1, which is also scaled."""
     before, path = pipe.pipeline.models, lora("one.safetensors")
     layer = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
     text = {f"{layer}.lora_A.weight": np.ones((2, 16)), f"{layer}.lora_B.weight": np.ones((16, 2))}

@@ -106,7 +106,7 @@ def test_devices(pipe):
         (ValueError, "dtype='float8' should be one of float32", lambda: pipe.to(dtype="float8")),
         (
             TypeError,
-            "copy is not an argument of to; it accepts a device and a dtype",
+            "copy is not an argument of to(); it accepts a device and a dtype",
             lambda: pipe.to("cpu", copy=True),
         ),
     ]:
@@ -191,7 +191,7 @@ def test_generators(pipe, calls):
     several = Seeds([Generator().manual_seed(5)] * 3).value
     assert several[0] == 5
     assert len(set(several)) == 3
-    assert 0 <= Seeds(Generator()).value < 2**32  # the seed that torch gives to unseeded generators
+    assert 0 <= Seeds(Generator()).value < 2**32  # the seed that an unseeded torch generator has
     assert native_arguments(pipe, calls, generator=[Generator().manual_seed(s) for s in (7, 8)])["seed"] == [7, 8]
     assert native_arguments(pipe, calls, generator=5)["seed"] == 5
     with pytest.raises(StopIteration):
@@ -287,7 +287,7 @@ def test_fused_loras(pipe, lora):
     for error, message, attempt in [
         (
             ValueError,
-            "adapter_weights: 'unet' has weights for single blocks",
+            "adapter_weights: 'unet' has weights for individual blocks",
             lambda: pipe.set_adapters("a", {"unet": {}}),
         ),
         (TypeError, "adapter_weights='x' should be", lambda: pipe.set_adapters("a", "x")),

@@ -28,7 +28,7 @@ INPUTS = {
     "latents": _noise(4, 2, 6, 9, 4),
 }
 
-# Small UNets of two levels for DeepFloyd-IF and the x4 upscaler, and input tokens for T5.
+# Small two-level UNets for DeepFloyd-IF and the x4 upscaler, and input tokens for T5.
 _IF = {
     "block_out_channels": [12, 16],
     "layers_per_block": 1,
@@ -42,7 +42,7 @@ _UPSCALER = {
     "only_cross_attention": [False, True],
 }
 UNETS = {
-    # The projection of the text does not change its width here.
+    # Here the text projection does not change the width.
     "if_1": (tiny.IF_1 | _IF | {"encoder_hid_dim": 64, "addition_embed_type_num_heads": 4}, None),
     "if_2": (tiny.IF_2 | _IF, np.array([0.0, 250.0], np.float32)),
     "upscaler": (tiny.UPSCALER | _UPSCALER, np.array([3, 19])),
@@ -133,7 +133,7 @@ STAGES = {
     "stage2": (5, 4.0, 250, {"_class_name": "DDPMScheduler", **tiny.COSINE}),
     "upscaler": (4, 5.0, 100, {"_class_name": "DDPMScheduler", **tiny.UPSCALER_BETAS}),
 }
-# Pairs of texts; the first one is the negative prompt.
+# Pairs of texts; the first text of each pair is the negative prompt.
 TEXTS = {"t5": (WORDS, MASK), "clip": (INPUTS["ids"],)}
 SMALL = np.random.default_rng(13).integers(0, 256, (1, 8, 8, 3), np.uint8)
 INITIAL, ON_SMALL = 2**32 - 1, 2**32 - 2
@@ -142,7 +142,7 @@ INITIAL, ON_SMALL = 2**32 - 1, 2**32 - 2
 def fresh(tag, *shape):
     """Returns the noise [1, *shape] that a row with seed 0 draws.
 
-    The tag is the index of a call, `INITIAL`, or `ON_SMALL` for the noise on the small picture at the first call.
+    The tag is the index of a call, `INITIAL`, or `ON_SMALL` for the noise added to the small picture at the first call.
     """
     key = jax.random.fold_in(jax.random.key(0), tag)
     key = jax.random.fold_in(key, 0) if tag == ON_SMALL else key

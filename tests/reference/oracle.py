@@ -1,5 +1,5 @@
-"""Semantic guidance in plain NumPy. By default it follows diffusers' loop, and with "per_concept" the paper (Brack et
-al. 2023)."""
+"""Semantic guidance in plain NumPy. It follows diffusers' loop or, with "per_concept", the paper (Brack et al.
+2023)."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ def guidance(
 ):
     """Returns the guidance that the concepts add to one picture's estimate at every call, [calls, *space, channels].
 
-    diffusers has one momentum for all concepts, which uses the settings of the first concept.
+    diffusers uses one momentum for all concepts, with the settings of the first concept.
 
     Args:
         uncond: the unconditional predictions, [calls, *space, channels].

@@ -1,4 +1,4 @@
-"""The inputs of Paella's networks that `record_paella.py` and the tests share, and functions that read the results."""
+"""Inputs for Paella's networks, shared by `record_paella.py` and the tests, and functions that read the results."""
 
 from functools import cache
 from pathlib import Path
@@ -25,7 +25,7 @@ CONDITIONS = {
     "pictures": {"byt5": _noise(6, 1, 4, 18), "clip_image": _noise(7, 1, 2, 12)},
     "apart": {"byt5": _noise(8, 1, 4, 18), "clip": _noise(9, 1, 12)},
 }
-# Noise levels for the embedding of published width.
+# Noise levels for the embedding at its published width.
 LEVELS = np.linspace(0, 1, 33, dtype=np.float32)
 # The factors by which the public inference script multiplies attention.
 INFLUENCE = (1.2, 0.4)
@@ -58,7 +58,7 @@ VQ_BLOCKS = {"down_blocks.2": 8, "down_blocks.1": 4, "down_blocks.5": 16, "up_bl
 PRIOR_BLOCK = "blocks.1"
 STDS = (1.0, 0.01)
 # Paella at its published width, with one block of each kind per level. The outputs of the second level's blocks are
-# recorded, and only every 40th channel is kept.
+# recorded, but only every 40th channel is kept.
 WIDE = {"blocks": [1, 1, 1], "num_labels": 4}
 WIDE_BLOCKS = {"up_blocks.1.0": 1280, "up_blocks.1.1": 1280, "up_blocks.1.2": 1280}
 
@@ -77,7 +77,7 @@ def prior_block_input(std):
     return np.float32(std) * _noise(15, 2, 31)
 
 
-# Runs of the two public samplers with a batch of two: the text of each branch, and the random numbers. They are
+# Runs of the two public samplers with a batch of two: the text of each branch, and the random numbers. The runs are
 # recorded in float64 only, where no two tokens have equal probability. The temperatures are high, so that the random
 # numbers matter.
 BRANCHES = {
@@ -89,7 +89,7 @@ START = np.random.default_rng(28).integers(0, 20, (2, 4, 8))
 GUMBEL = np.random.default_rng(29).gumbel(size=(6, *START.shape, 20))
 UNIFORM = np.random.default_rng(30).random((6, *START.shape))
 CFG, TEMPERATURE = 8.0, (9.0, 2.0)
-# The published sampler, and the sampler of the authors of semantic guidance, whose threshold and momentum have no
+# The published sampler, and the sampler by the authors of semantic guidance, in which threshold and momentum have no
 # effect.
 SAMPLERS = {
     "published": {"steps": 5, "renoise_steps": 4},
@@ -97,7 +97,7 @@ SAMPLERS = {
     | {"reverse_editing_direction_c": True, "edit_threshold_c": 0.8, "edit_momentum_scale": 0.5},
     "quantised": {"steps": 4, "renoise_steps": 3, "mode": "quant"},
 }
-# Inputs of the prior: two text embeddings, the initial noise, and the noise for each of the prior's 60 calls.
+# Inputs for the prior: two text embeddings, the initial noise, and the noise for each of the prior's 60 calls.
 IMAGINED = (_noise(31, 2, 12), _noise(32, 61, 2, 12))
 
 

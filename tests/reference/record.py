@@ -214,9 +214,10 @@ def xl():
 
 
 def xl_names():
-    """Yields each network and the list of its tensors, with the names in published files.
+    """Yields each network and a list of its tensors, with their names in published files.
 
-    In those files, the first text encoder's names start with "text_model.", which transformers 5 leaves out.
+    In those files, the names of the first text encoder's tensors start with "text_model."; transformers 5 omits this
+    prefix.
     """
     kinds = {
         "text_encoder": lambda c: transformers.CLIPTextModel(transformers.CLIPTextConfig(**c)),

@@ -7,7 +7,7 @@ The script needs an NVIDIA GPU and torch, but not diffusers. For the seeds of th
 library, which this script recorded on an H200 with torch 2.11. `sega-jax verify MODEL --noise FOLDER` reads the folder.
 
 In diffusers 0.14, `prepare_latents` called `randn_tensor` with the shape (1, 4, 64, 64), the text embeddings' dtype
-float32, and a generator on the GPU, which drew all the noise in a single operation. This script does the same.
+(float32), and a generator on the GPU, which drew all the noise in a single operation. This script does the same.
 """
 
 import sys
@@ -22,12 +22,12 @@ from sega_jax.diffusers_api.published_pictures import PICTURES, SUMS, noise
 from sega_jax.text.files import sha256
 
 SHAPE = (1, 4, 64, 64)
-# The largest difference between the noise of two GPUs.
+# The largest allowed difference between the noise drawn on two GPUs.
 TOLERANCE = 1e-5
 
 
 def draw(seed: int, device: str) -> torch.Tensor:
-    """Draws the noise of a seed as diffusers' `randn_tensor` does."""
+    """Draws the noise for a seed in the same way as diffusers' `randn_tensor`."""
     generator = torch.Generator(device).manual_seed(seed)
     return torch.randn(SHAPE, generator=generator, device=torch.device(device), dtype=torch.float32)
 
@@ -51,7 +51,7 @@ def differences(folder: Path) -> dict[int, float]:
 
 if __name__ == "__main__":
     if not torch.cuda.is_available():
-        sys.exit("torch finds no NVIDIA GPU, and no other device draws this noise; run this on a machine with one")
+        sys.exit("torch finds no NVIDIA GPU, and only NVIDIA GPUs draw this noise; run this on a machine that has one")
     target = Path(sys.argv[1])
     record(target)
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}\n{(target / SUMS).read_text()}Wrote {target}")

@@ -1,12 +1,12 @@
 """Records results of Paella's public code on small networks, for tests that run without torch.
 
-The script needs four public repositories of pure Python, each checked out at the commit listed here. They cannot be
+The script needs four public pure-Python repositories, each checked out at the commit listed here. They cannot be
 installed as packages.
 
     github.com/dome272/Paella            e1ab72b8aa7b22def24dafd51805aed84be52ed9  the denoiser, its sampler, the VQGAN
     github.com/pabloppp/Arroz-Con-Cosas  075298406c283a9e82630112736a6bdb0124b563  the prior and its sampler
     github.com/pabloppp/pytorch-tools    6472bd5e223142bfbe105e2006432252f1ce3709  the VQGAN's codebook
-    github.com/ml-research/i2p           5176a1e8ebec0a5f7c35afd43543a6833dee8989  semantic guidance of the denoiser
+    github.com/ml-research/i2p           5176a1e8ebec0a5f7c35afd43543a6833dee8989  semantic guidance for the denoiser
 
     pip install torch==2.13.0 && python tests/reference/record_paella.py PAELLA ARROZ TOOLS I2P
 
@@ -16,7 +16,8 @@ inputs come from `paella.py` in this folder, and the weights from `tests/support
 weights would hide errors in most of the networks. The stored files were made with torch 2.13.0 on a CPU.
 
 The denoiser's public code has two versions; this script runs the one with re-weighted attention. The samplers use the
-random numbers of `paella.py` instead of torch's: they choose the token with the largest sum of logit and Gumbel noise.
+random numbers from `paella.py` instead of torch's: they choose the token with the largest sum of logit and Gumbel
+noise.
 """
 
 import contextlib
@@ -33,7 +34,7 @@ import torch
 from reference import paella as cases
 from support import tiny
 
-# The arguments of the published networks that differ from the defaults of the classes.
+# The arguments of the published networks that differ from the classes' defaults.
 PUBLISHED = {"paella": {"byt5_embd": 2560}, "vqgan": {}, "prior": {}}
 
 

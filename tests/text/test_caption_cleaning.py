@@ -1,4 +1,4 @@
-"""Compares captions, cleaned and uncleaned, with the results of diffusers."""
+"""Compares cleaned and uncleaned captions with diffusers' results."""
 
 import subprocess
 import sys
