@@ -11,7 +11,7 @@ from sega_jax.weights.lora_names import LoraNames, layer_keys
 from sega_jax.weights.original_names import openclip_names, unet_names
 from sega_jax.weights.textual_inversion import TextEncoders
 
-# The names that older versions of diffusers used for the projections of text encoders.
+# The names that older versions of diffusers used for the projection layers in text encoders.
 _FORMER = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
 
 

@@ -32,10 +32,10 @@ class Sizes(NamedTuple):
     """
 
     channels: int  # the number of channels of the state
-    factor: int  # pixels per position of the state, along each side
+    factor: int  # pixels per position in the state, along each side
     multiple: int  # height and width in pixels must be multiples of this number
     default: tuple[int, int] | None  # height and width in pixels; None if the low-resolution picture determines them
-    enlarges: int = 0  # the upscaling factor from the low-resolution picture; 0 if the family takes no such picture
+    enlarges: int = 0  # the factor by which a low-resolution picture is enlarged; 0 if the family takes none
 
 
 class Static(NamedTuple):
@@ -55,7 +55,7 @@ class Static(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """The arrays of a call, whose first axis runs over the rows.
+    """A call's arrays; the first axis of each runs over the rows.
 
     Compiled programs take these arrays as arguments, so changing their values never triggers a recompilation.
 
@@ -92,17 +92,17 @@ class Record(NamedTuple):
         (1, 2, 1, 32, 32, 4)
     """
 
-    sem_guidance: Any  # [rows, calls, height, width, channels], excludes classifier-free and replayed guidance
+    sem_guidance: Any  # [rows, calls, height, width, channels], without classifier-free and replayed guidance
     uncond: Any  # [rows, calls, height, width, channels]
     cond: Any  # [rows, calls, height, width, channels]
     edits: Any  # [rows, calls, n, height, width, channels]; None without concepts
-    # The noise of every call, if `Static.record_noise` is set: arrays [rows, calls, ...]. In an `Output`, the axes are
+    # The noise for every call, if `Static.record_noise` is set: arrays [rows, calls, ...]. In an `Output`, the axes are
     # [calls, pictures, ...], as in the argument `noise`.
     noise: Any = None
 
 
 class Given(NamedTuple):
-    """What a family needs to know to set up a call: the checkpoint, the batch and the devices.
+    """The information that a family needs to set up a call: the checkpoint, the batch and the devices.
 
     Example:
         >>> import numpy as np, sega_jax
@@ -171,15 +171,15 @@ class Network(NamedTuple):
     config: Any  # the config's class; `from_dict` reads config.json
     stem: str = "diffusion_pytorch_model"  # the name of the weight file without extension
     optional: bool = False  # whether a checkpoint may lack the network
-    also: tuple[str, ...] = ()  # names of other classes whose files contain this network, too
+    also: tuple[str, ...] = ()  # names of other classes whose files also contain this network
     # config -> additional entries for config.json, without which other libraries would build a different network
     options: Callable[[Any], Mapping[str, Any]] = lambda config: {}
-    published: Callable[[str], str] = str  # a key of the module -> its key in published files; inverts `rename`
+    published: Callable[[str], str] = str  # a key in the module -> its key in published files; inverts `rename`
     library: str = ""  # as in model_index.json; "" means transformers if the stem is "model", otherwise diffusers
 
 
 class Saved(NamedTuple):
-    """How to save a pipeline of a family as a checkpoint in diffusers layout.
+    """How to save a family's pipelines as checkpoints in diffusers layout.
 
     Example:
         >>> from sega_jax import Saved
@@ -189,7 +189,7 @@ class Saved(NamedTuple):
     """
 
     class_name: str  # the pipeline's class name in model_index.json
-    entries: Callable[[Any], Mapping[str, Any]] = lambda extras: {}  # extras -> additional entries of model_index.json
+    entries: Callable[[Any], Mapping[str, Any]] = lambda extras: {}  # extras -> additional entries for model_index.json
     schedulers: Callable[[Any], Mapping[str, Scheduler]] = lambda extras: {}  # extras -> {folder: additional scheduler}
     # tokenizer -> {folder: tokenizer}, omitting tokenizers that need no files
     tokenizers: Callable[[Any], Mapping[str, Any]] = lambda tokenizer: {"tokenizer": tokenizer}
@@ -228,7 +228,7 @@ class Checkpoint(NamedTuple):
         'is too old'
     """
 
-    recognise: Callable[[Mapping[str, Any]], bool]  # model_index.json -> whether the checkpoint is of this family
+    recognise: Callable[[Mapping[str, Any]], bool]  # model_index.json -> whether the checkpoint belongs to this family
     models: type[Any]  # the family's NamedTuple of networks
     networks: Mapping[str, Network]  # {folder: network}; the folders are the fields of `models`
     build: Callable[..., Any]  # (attention=, a keyword argument per folder: a config, network or None) -> models
@@ -236,12 +236,12 @@ class Checkpoint(NamedTuple):
     tokenizers: tuple[str, ...] = ("tokenizer",)  # folders to download for the tokenizer
     scheduler: Callable[[Path], Scheduler] | None = scheduler_of  # None if the family has none
     schedulers: tuple[str, ...] = ("scheduler",)  # folders to download for schedulers
-    # (folder, model_index.json, models) -> the checkpoint's settings that are not in its networks
+    # (folder, model_index.json, models) -> the checkpoint's settings that are not part of a network
     extras: Callable[[Path, Mapping[str, Any], Any], Any] = lambda folder, index, models: None
     extras_type: type[Any] = type(None)  # the type that `extras` returns
-    refuse: Callable[[Mapping[str, Any]], str | None] = lambda index: None  # why it is unsupported, or None
+    refuse: Callable[[Mapping[str, Any]], str | None] = lambda index: None  # why the checkpoint is unsupported, or None
     notice: Callable[[Mapping[str, Any]], str | None] = lambda index: None  # a warning to emit, or None
-    unchecked: Mapping[str, Any] = {}  # entries of model_index.json for a checkpoint without a safety checker
+    unchecked: Mapping[str, Any] = {}  # entries in model_index.json for a checkpoint without a safety checker
     single_file: Any = None  # a `sega_jax.weights.single_file.SingleFile`; None if the family has none
     saved: Saved | None = None  # None if the family's pipelines cannot be saved
     adapters: Any = None  # the `AdapterNames` for LoRAs and textual inversion; None if they are not supported
@@ -290,7 +290,7 @@ class TextReader(NamedTuple):
     encode: Callable[[Any, Any], Any]  # (networks, ids) -> texts; compiled
     # (strings, tokenizer, encode: Encode, warn, **options) -> a list with a one-row text for each string
     read: Callable[..., list[Any]] = read_tokens
-    # (networks, options of `read`) -> None; raises ValueError if these networks do not support the options
+    # (networks, options for `read`) -> None; raises ValueError if these networks do not support the options
     check_options: Callable[[Any, Mapping[str, Any]], None] = lambda networks, options: None
     # (models, tokenizer, a user's one-row text of type `type`, or an array without the row axis) -> the checked text
     check: Callable[[Any, Any, Any], Any] = _unchanged
@@ -325,7 +325,7 @@ class Sampler(NamedTuple):
     initial: Callable[..., Any]  # (settings, x or None, scale, clean, signal, *, shape, dtype) -> the initial state
     denoiser: Callable[..., Callable[[Any, Any], Predictions]]  # (networks, text, settings, own, x) -> (x, call) -> ...
     solver: Callable[[Any, Settings, Any], Solver]  # (networks or None, settings, own) -> the solver
-    draw: Callable[[Any, Settings, Any], Callable]  # (networks, settings, x) -> (call, shape) -> the noise of a call
+    draw: Callable[[Any, Settings, Any], Callable]  # (networks, settings, x) -> (call, shape) -> the noise for a call
     decoder: Callable[[Any], Any]  # models -> the network for `decode`
     decode: Callable[..., tuple[Any, Any]]  # (decoder, x) -> pictures in [0, 1] and whether each row is finite
     check: Callable[[Any, Any, Callable[[str], None]], None] = lambda call, scheduler, warn: None

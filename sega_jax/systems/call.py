@@ -1,4 +1,4 @@
-"""The arguments of a call that all families share. A family extends `Call` with its own arguments."""
+"""The call arguments that all families share. A family extends `Call` with its own arguments."""
 
 import dataclasses
 import re
@@ -26,7 +26,7 @@ _RANGE = re.compile(r"([+-]?[0-9]{1,99})(?:-([0-9]{1,99}))?")  # one seed, or a 
 
 
 class Prompts(Kind):
-    """A string, or text conditioning of the family."""
+    """A string, or the family's text conditioning."""
 
     noun = "a string, or its text conditioning"
 
@@ -56,7 +56,7 @@ class Prompts(Kind):
 class Seeds(Integer):
     """Whole numbers from 0 to 2^32 - 1.
 
-    Sequences are checked later, when the batch is built, because the number of pictures is not known earlier. On the
+    Sequences are checked when the batch is built, because the number of pictures is not known until then. On the
     command line, several seeds are written as ranges and lists: 1-8, or 1-3,8.
     """
 
@@ -209,7 +209,7 @@ class Call:
         metadata=required(
             Prompts(),
             "what the pictures should show: one prompt or a list of prompts. Here and in edits, text conditioning from"
-            " `encode` may replace the words",
+            " `encode` may be given instead of words",
             sweep=True,
             shell=True,
             varies="row",
@@ -230,8 +230,8 @@ class Call:
     seed: int | Sequence[int] | None = argument(
         None,
         Seeds(0, 2**32 - 1),
-        "the seed of the random noise. A number s gives the pictures the seeds s, s + 1, ...; a list gives one seed for"
-        " each picture. Without a seed or key, the seed is 0",
+        "the seed of the random noise. With a number s, the pictures have the seeds s, s + 1, ...; a list contains one"
+        " seed for each picture. Without a seed or key, the seed is 0",
         varies="row",
         sweep=True,
         shell=True,
@@ -306,7 +306,7 @@ class Call:
     replay: Any = argument(
         None,
         Guidance(),
-        "recorded guidance to add to the predictions; model calls after the end of the recording get none",
+        "recorded guidance to add to the predictions; none is added at model calls after the end of the recording",
     )
     output: str = argument(
         "pil",
@@ -329,7 +329,7 @@ class Call:
         " calls, where `call` counts from 0",
     )
     callback_steps: int = argument(1, Integer(1), "the number of model calls between callbacks")
-    progress: bool | None = argument(None, Flag(), "show a progress bar; None shows one in terminals and notebooks")
+    progress: bool | None = argument(None, Flag(), "show a progress bar; None shows it only in terminals and notebooks")
     strict: bool = argument(
         True,
         Flag(),

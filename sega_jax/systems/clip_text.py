@@ -27,8 +27,8 @@ class ClipCall(Call):
     long_prompts: bool = argument(
         False,
         Flag(),
-        "encode texts beyond CLIP's limit of 75 tokens in chunks of 75 instead of truncating them. Shorter"
-        " texts in the same call are padded with empty chunks. Each number of chunks needs a program of its own",
+        "encode texts longer than CLIP's limit of 75 tokens in chunks of 75 instead of truncating them. Shorter"
+        " texts in the same call are padded with empty chunks. Each number of chunks needs its own compiled program",
         sweep=True,
         shell=True,
         of_text=True,
@@ -58,7 +58,7 @@ class ClipCall(Call):
 
 @conditioning
 class ClipText(Text):
-    """Text conditioning of Stable Diffusion 1.x and 2.x.
+    """Text conditioning for Stable Diffusion 1.x and 2.x.
 
     Example:
         >>> import sega_jax
@@ -68,7 +68,7 @@ class ClipText(Text):
         ('ClipText', 2)
     """
 
-    states: Any  # hidden states [texts, tokens, channels]; the tokens of one or more chunks
+    states: Any  # hidden states [texts, tokens, channels], with the tokens of one or more chunks
 
 
 class Skipping(NamedTuple):
@@ -119,7 +119,7 @@ def read(
     weighted: bool = False,
     clip_skip: int = 0,
 ) -> list[ClipText]:
-    """Tokenizes and encodes strings; see `read` of `sega_jax.systems.base.TextReader`.
+    """Tokenizes and encodes strings; see `read` in `sega_jax.systems.base.TextReader`.
 
     Raises:
         ValueError: A weight is not a number.
@@ -188,7 +188,7 @@ def checked_states(value: Any, kind: type[Any], tokens: int | None, channels: in
 
 
 def options(config: CLIPTextConfig) -> dict[str, Any]:
-    """Returns the entries of a text encoder's config.json that are not sizes."""
+    """Returns the entries in a text encoder's config.json that are not sizes."""
     return {"model_type": "clip_text_model"}
 
 
@@ -204,7 +204,7 @@ def check(models: Any, tokenizer: Tokenizer | None, value: Any) -> ClipText:
 
 
 def tokenizer_folder(folder: Path, path: Any, kind: str = "a CLIP tokenizer") -> Path:
-    """Returns the folder of a tokenizer: the user's path, or the checkpoint's folder if the path is None.
+    """Returns a tokenizer's folder: the user's path, or the checkpoint's folder if the path is None.
 
     Raises:
         TypeError: The path has the wrong type. The error message names the expected `kind` of tokenizer.
@@ -226,7 +226,7 @@ def tokenizer(folder: Path, models: Any, override: Any) -> Tokenizer:
     return Tokenizer(tokenizer_folder(folder, override), text.max_position_embeddings, text.vocab_size)
 
 
-# The transformers classes whose files hold a text encoder.
+# The transformers classes whose files contain a text encoder.
 CLIP_CLASSES = ("CLIPModel", "CLIPTextModel", "CLIPTextModelWithProjection")
 
 READER = TextReader(

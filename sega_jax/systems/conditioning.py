@@ -136,7 +136,7 @@ def check_rows(name: str, text: Text) -> None:
     rows = {field: value.shape[0] for field, value in arrays.items()}
     if len(set(rows.values())) > 1:
         counts = " and ".join(f"{count} of {field}" for field, count in rows.items())
-        raise ValueError(f"{name} has {counts}; give the same number of rows of each, one for every text")
+        raise ValueError(f"{name} has {counts}; give every array the same number of rows, one for each text")
     if 0 in rows.values():
         raise ValueError(f"{name}={text!r} holds no texts; give at least one")
 

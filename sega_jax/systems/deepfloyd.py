@@ -63,7 +63,7 @@ class Models(NamedTuple):
         """Builds networks from their configs, with shapes instead of parameters; existing networks are kept.
 
         Raises:
-            ValueError: A config is not supported, or the networks do not fit each other.
+            ValueError: A config is not supported, or the networks do not fit together.
         """
         text_encoder = built(text_encoder, T5EncoderModel, T5Config)
         unet = built(unet, UNet2DConditionModel, UNetConfig, attention)
@@ -72,7 +72,7 @@ class Models(NamedTuple):
             raise ValueError(
                 f"a UNet with mid_block_type {net.mid_block_type}, class_embed_type {net.class_embed_type or None},"
                 f" {net.in_channels} input and {net.out_channels} output channels does not belong to DeepFloyd-IF: its"
-                " first stage has 3 input channels, and its second has 6 and class_embed_type timestep"
+                " first stage has 3 input channels, and its second has 6 and uses class_embed_type timestep"
             )
         if text_encoder is not None and text_encoder.config.d_model != net.text_dim:
             raise ValueError(
@@ -97,7 +97,7 @@ def build_stage(enlarges: bool, title: str) -> Callable[..., Models]:
 
 @conditioning
 class T5Text(Text):
-    """Text conditioning of DeepFloyd-IF.
+    """Text conditioning for DeepFloyd-IF.
 
     Example:
         >>> import numpy as np
@@ -182,7 +182,7 @@ def tokenizer(folder: Path, models: Models, override: Any) -> T5Tokenizer | None
 
 
 def extras_2(folder: Path, index: Mapping[str, Any], models: Models) -> Upscaling:
-    """Reads the settings of the noise that is added to the second stage's low-resolution pictures.
+    """Reads the settings for the noise that is added to the second stage's low-resolution pictures.
 
     Raises:
         ValueError: The scheduler's config is not supported.
@@ -195,7 +195,7 @@ def _is_stage(index: Mapping[str, Any]) -> bool:
     return str(index.get("_class_name")).startswith("IF") and "vae" not in index
 
 
-# The entries of model_index.json for a stage without DeepFloyd-IF's safety checker and watermark.
+# The entries in model_index.json for a stage without DeepFloyd-IF's safety checker and watermark.
 UNCHECKED: dict[str, Any] = {
     **{part: [None, None] for part in ("safety_checker", "feature_extractor", "watermarker")},
     "requires_safety_checker": False,

@@ -157,14 +157,14 @@ def _guidance_input(call: DiffusionCall, given: Given, guidance_rescale: np.ndar
 
 
 def per_row(name: str, value: Any, given: Given) -> np.ndarray:
-    """Returns an array [rows], given either one number for all rows or a list of one for each prompt or picture."""
+    """Returns an array [rows], given one number for all rows or a list with one for each prompt or picture."""
     if isinstance(value, list):
         return np.asarray(given.spread(name, value))
     return np.full(given.rows, value)
 
 
 def spread_pictures(image: np.ndarray, given: Given) -> list[np.ndarray]:
-    """Returns one picture per row, given either one for all rows or one for each prompt or picture of the batch."""
+    """Returns one picture per row, given one for all rows or one for each prompt or picture of the batch."""
     return list(image) * given.rows if len(image) == 1 else given.spread("image", list(image))
 
 
@@ -242,7 +242,7 @@ def cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Converts an array to the loop's dtype. Calls whose arrays have different dtypes can then share a program.
 
     Raises:
-        ValueError: An entry is out of the dtype's range.
+        ValueError: An entry is outside the dtype's range.
     """
     with np.errstate(over="ignore"):
         array = array.astype(dtype)
@@ -323,9 +323,9 @@ def predict(
     does not change the variance.
 
     Args:
-        low_res: For upscalers, a pair: the noisy low-resolution pictures [rows, height, width, 3], of the same height
-            and width as x, and their noise levels [rows]. Only x is multiplied by the solver's `input_scale`. For
-            DeepFloyd-IF, diffusers also multiplies the pictures by this factor, which its scheduler always sets to 1.
+        low_res: For upscalers, a pair: the noisy low-resolution pictures [rows, height, width, 3], with the same height
+            and width as x, and their noise levels [rows]. Only x is multiplied by the solver's `input_scale`. diffusers
+            also multiplies DeepFloyd-IF's pictures by this factor, but DeepFloyd-IF's scheduler always sets it to 1.
         guidance: The embedded guidance scales [rows, channels], for networks that take them as an input. The
             unconditional branch then uses the empty text at the same scale, and edit directions are relative to its
             prediction.
@@ -346,7 +346,7 @@ def in_chunks(function: Callable[..., Any], limit: int | None, x: jax.Array, *tr
     """Applies `function` to chunks of equal size, at most `limit` rows. A limit of None means all rows at once.
 
     Args:
-        function: A function of x [rows, ...] and of pytrees of arrays. The first axis of these arrays runs over the
+        function: A function of x [rows, ...] and pytrees of arrays. The first axis of these arrays runs over the
             rows, or over the branches of all rows.
     """
     rows = len(x)

@@ -28,7 +28,7 @@ class Latents(Kind):
 class Tiles(Kind):
     """True, False, or the side length of a tile in pixels."""
 
-    noun = "True, False, or the side of a tile in pixels"
+    noun = "True, False, or the side length of a tile in pixels"
     metavar = "PIXELS"
     flag_value = "true"
 
@@ -72,8 +72,9 @@ class DiffusionCall(Call):
     rows_at_once: int | None = argument(
         None,
         Integer(1),
-        "the number of pictures that a device predicts at once; lower values save memory. By default a device predicts"
-        " all its pictures at once, and a CPU one at a time, which is faster there. Results differ only by rounding",
+        "the number of pictures that a device predicts at once; lower values save memory. By default, a CPU predicts"
+        " one picture at a time, which is faster there, and other devices predict all their pictures at once. Results"
+        " differ only by rounding",
     )
 
 
@@ -85,7 +86,7 @@ class AutoencodedCall(DiffusionCall):
         False,
         Tiles(),
         "decode large pictures in overlapping tiles, as diffusers does. This saves memory, but seams may show. A number"
-        " sets the side of a tile and must be a multiple of 4 times the autoencoder's downsampling factor",
+        " sets the side length of a tile and must be a multiple of 4 times the autoencoder's downsampling factor",
         varies="program",
         sweep=True,
         shell=True,
@@ -107,7 +108,7 @@ class StartingCall(AutoencodedCall):
     strength: float | None = argument(
         None,
         Real(0, 1),
-        "how far the result may depart from the picture to start from: only the last int(steps * strength) steps run,"
+        "how far the result may depart from the initial picture: only the last int(steps * strength) steps run,"
         f" as in diffusers. The default is {STRENGTH}. The warm-up and cool-down of edits count only model calls that"
         " run",
         sweep=True,
@@ -159,6 +160,6 @@ class ConditionedCall(DiffusionCall):
     image_noise: Any = argument(
         None,
         Latents("an array [pictures, height / f, width / f, 3], or [calls, pictures, ...] with noise_anew"),
-        "the standard normal noise that is added to the low-resolution picture after it was resized to the state's"
+        "the standard normal noise that is added to the low-resolution picture after it is resized to the state's"
         " height and width. It replaces the seed's noise. f is the checkpoint's downsampling factor",
     )

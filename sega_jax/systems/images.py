@@ -1,4 +1,4 @@
-"""Functions that read a call's input pictures: those to start from and those to enlarge."""
+"""Functions that read a call's input pictures: pictures to start from or to enlarge."""
 
 import os
 from pathlib import Path
@@ -88,7 +88,7 @@ def read(image: Any) -> np.ndarray:
 
 
 def _open(path: Path) -> Image.Image:
-    if not os.path.isfile(path):  # `Path.is_file` raises for names that are too long
+    if not os.path.isfile(path):  # `Path.is_file` raises an error for names that are too long
         raise FileNotFoundError(f"image={brief(str(path))} does not exist or is not a file")
     try:
         with Image.open(path) as image:

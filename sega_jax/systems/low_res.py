@@ -1,4 +1,4 @@
-"""The low-resolution picture that conditions an upscaler, and its noise."""
+"""The low-resolution picture that conditions an upscaler, and the noise added to it."""
 
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ class LowResNoise(NamedTuple):
 
 
 class Upscaling(NamedTuple):
-    """The settings of an upscaler's checkpoint that are not in its networks."""
+    """The settings of an upscaler's checkpoint that are not part of a network."""
 
     low_res_noise: LowResNoise
 
@@ -41,8 +41,9 @@ class LowResCondition(NamedTuple):
 def noised(key: jax.Array, low_res: LowResCondition, call: Row) -> jax.Array:
     """Returns the noisy low-resolution pictures for one model call, [rows, height, width, 3].
 
-    All branches of a row get the same noise, so that it does not affect the differences between their predictions. The
-    original DeepFloyd-IF code instead draws separate noise for the conditional and the unconditional branch.
+    All branches of a row get the same noise, so that the noise does not affect the differences between the branches'
+    predictions. The original DeepFloyd-IF code instead draws separate noise for the conditional and the unconditional
+    branch.
     """
     dtype = low_res.picture.dtype
     z = _draw(key, low_res, call) if low_res.z is None else _select(low_res.z, call)

@@ -71,8 +71,8 @@ def _refuse(path: Path, shapes: Shapes) -> None:
 def _published(path: Path, shapes: Shapes, prediction_type: str | None) -> Path:
     """Returns the folder with the configs of Stable Diffusion 1.5, 2.1 or 2.1-base.
 
-    The file itself does not state its model's prediction type. For 2.x, `prediction_type=None` means v-prediction, as
-    in diffusers.
+    A single file does not state its model's prediction type. For 2.x, `prediction_type=None` means v-prediction, as in
+    diffusers.
     """
     second = "sd-2.1-base" if prediction_type == "epsilon" else "sd-2.1"
     return _folder(path, shapes, 1, {768: "sd-1.5", 1024: second})

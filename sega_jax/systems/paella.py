@@ -69,7 +69,7 @@ class Models(NamedTuple):
         """Builds networks from their configs, with shapes instead of parameters; existing networks are kept.
 
         Raises:
-            ValueError: A config is not supported, or the networks do not fit each other.
+            ValueError: A config is not supported, or the networks do not fit together.
         """
         models = cls(
             built(byt5, T5EncoderModel, T5Config),
@@ -95,7 +95,7 @@ class Models(NamedTuple):
 
 
 class Predictor(NamedTuple):
-    """What sampling needs from the models: the denoising network, and the codebook that the solver uses."""
+    """The parts of the models that sampling needs: the denoising network, and the solver's codebook."""
 
     net: Paella
     codebook: Any  # [labels, channels], for choice="nearest"
@@ -129,7 +129,10 @@ def static(call: PaellaCall, scheduler: None = None) -> PaellaStatic:
 
 
 def sizes(models: Models) -> Sizes:
-    """Returns the picture sizes of a checkpoint. The state is a grid of tokens; `channels` is the number of labels."""
+    """Returns the picture sizes that a checkpoint supports.
+
+    The state is a grid of tokens; `channels` is the number of labels.
+    """
     net, factor = models.denoiser.config, models.vqgan.config.factor
     return Sizes(net.num_labels, factor, factor * net.factor, (factor * net.sample_size,) * 2)
 
@@ -161,7 +164,7 @@ def setup(call: PaellaCall, given: Given) -> Setup:
 
 
 def _check_memory(what: str, grids: int, shape: tuple[int, int, int], given: Given) -> None:
-    """Raises a ValueError if the given number of logit grids per row needs more memory than allowed per device.
+    """Raises a ValueError if the given number of logit grids per row needs more memory than is allowed per device.
 
     Args:
         what: The argument that needs the logits, to show in the error message.
@@ -182,7 +185,7 @@ def _grid(grid: np.ndarray, rows: int, shape: tuple[int, int, int]) -> np.ndarra
             " (pictures, height, width)"
         )
     if grid.min() < 0 or grid.max() >= labels:
-        raise ValueError(f"tokens range from {grid.min()} to {grid.max()}, expected from 0 to {labels - 1}")
+        raise ValueError(f"tokens range from {grid.min()} to {grid.max()}, expected 0 to {labels - 1}")
     return grid.astype(np.int32)
 
 
@@ -291,7 +294,7 @@ def decode(vqgan: VQModel, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def mark_broken_rows(solver: Solver) -> Solver:
-    """Returns a solver that sets a row's tokens to -1 once its logits are not finite; integers cannot be NaN."""
+    """Returns a solver that sets a row's tokens to -1 once its logits are not finite, as integers cannot be NaN."""
 
     def update(x, state, estimate, aux, call, draw):
         after, state = solver.update(x, state, estimate, aux, call, draw)

@@ -61,7 +61,7 @@ class PaellaCall(Call):
     renoise_steps: int | None = argument(
         None,
         Integer(0),
-        "the number of steps, from the first on, that renoise tokens; by default 13/16 of all steps",
+        "the number of initial steps that renoise tokens; by default 13/16 of all steps",
         sweep=True,
         shell=True,
     )
@@ -104,13 +104,13 @@ class PaellaCall(Call):
         "noise",
         None,
         kind=Opaque(
-            "a pair of arrays, standard Gumbel noise [calls, pictures, height / f, width / f, labels] and uniform"
+            "a pair of arrays: standard Gumbel noise [calls, pictures, height / f, width / f, labels] and uniform"
             " numbers in [0, 1) [calls, pictures, height / f, width / f]"
         ),
-        help="the random numbers that choose and renoise tokens at every model call, in place of the seed's",
+        help="the random numbers for choosing and renoising tokens at every model call, replacing the seed's numbers",
     )
     tokens: Any = argument(
-        None, TokenGrid(), "the tokens to start from and to renoise with; they replace what the seed would draw"
+        None, TokenGrid(), "the tokens to start from and to renoise with; they replace the tokens drawn with the seed"
     )
     output: str = changed(Call, "output", "pil", kind=Choice(*PICTURES, "tokens"))
 

@@ -20,7 +20,7 @@ from sega_jax.text.tokenizers import ByteTokenizer, Tokenizer
 
 @conditioning
 class PaellaText(Text):
-    """Text conditioning of Paella. Texts are padded to the same length; masked bytes have no effect.
+    """Text conditioning for Paella. Texts are padded to the same length; masked bytes have no effect.
 
     Example:
         >>> import numpy as np
@@ -126,7 +126,7 @@ def sample_prior(prior: PriorModel, text: PaellaText, key: jax.Array) -> PaellaT
 
 
 def tokenizer(folder: Path, models: Any, override: Any) -> tuple[ByteTokenizer | None, Tokenizer | None]:
-    """Returns the tokenizers of ByT5 and CLIP as a pair, with None for a missing network. ByT5's needs no files.
+    """Returns the tokenizers for ByT5 and CLIP as a pair, with None for a missing network. ByT5's needs no files.
 
     A user's pair of tokenizers is returned unchanged.
 

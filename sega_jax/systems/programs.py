@@ -72,7 +72,7 @@ def advance(
     Args:
         text: The family's text conditioning, [rows, 2 + n, ...].
         carry: The carry from `start` or from the previous chunk.
-        table: The chunk's lines of the schedule's table; some may be padding.
+        table: The chunk's lines in the schedule's table; some may be padding.
         concepts: The number of leading concepts to predict; the others must have no effect on these calls
             (`sega_jax.pipelines.execution.active_concepts`). None predicts all n.
 
@@ -126,7 +126,7 @@ def fork(
 
     Args:
         x: The states [rows, ...].
-        solver: The solver's state, with the rows as first axis of every array.
+        solver: The solver's state, with the rows as the first axis of every array.
         calls: The number of shared model calls.
         past: The predictions of the shared calls, float32 [rows, at least `calls`, ...].
     """
@@ -164,7 +164,7 @@ def complete(preds: Predictions, settings: Settings) -> Predictions:
 def guidance(settings: Settings, static: Static) -> optax.GradientTransformation:
     """Returns the chain of guidance rules that the settings enable.
 
-    The rules are applied in the order classifier-free guidance, rescaling, semantic guidance, replayed guidance.
+    The rules are applied in this order: classifier-free guidance, rescaling, semantic guidance, replayed guidance.
     """
     links = [cfg(settings.guidance_scale)]
     if settings.guidance_rescale is not None:
@@ -199,7 +199,7 @@ def _sega(settings: Settings, static: Static) -> optax.GradientTransformation:
 
 
 def recorded_call(record: Any, call: Any) -> Any:
-    """Returns one call's entries of a record [rows, calls, ...]."""
+    """Returns one call's entries in a record [rows, calls, ...]."""
     return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, call, 1, keepdims=False), record)
 
 
@@ -230,8 +230,8 @@ def generate(
 ) -> jax.Array:
     """Generates pictures from tokens, as one pure function for all families.
 
-    It is meant for research, gradients and export. `Pipeline.as_function` returns it with the arguments of a call. An
-    upscaler's low-resolution picture is part of `settings.own`.
+    It is meant for research, gradients and export. `Pipeline.as_function` returns this function and its arguments for a
+    call. An upscaler's low-resolution picture is part of `settings.own`.
 
     Args:
         ids: The family's tokens, a pytree of arrays [rows, 2 + n, ...]; the branches are the negative prompt, the

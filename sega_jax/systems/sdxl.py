@@ -94,7 +94,7 @@ class Models(NamedTuple):
         """Builds networks from their configs, with shapes instead of parameters; existing networks are kept.
 
         Raises:
-            ValueError: A config is not supported, or the networks do not fit each other.
+            ValueError: A config is not supported, or the networks do not fit together.
         """
         text_encoder = built(text_encoder, CLIPTextModel, CLIPTextConfig)
         text_encoder_2 = built(text_encoder_2, CLIPTextModelWithProjection, CLIPTextConfig)
@@ -104,7 +104,7 @@ class Models(NamedTuple):
         if not net.has_size_conditioning or net.adds_keys or net.num_class_embeds:
             raise ValueError(
                 f"the UNet has addition_embed_type {net.addition_embed_type or None} and num_class_embeds"
-                f" {net.num_class_embeds or None}, but Stable Diffusion XL's has addition_embed_type text_time"
+                f" {net.num_class_embeds or None}, but Stable Diffusion XL's UNet has addition_embed_type text_time"
             )
         channels = one.hidden_size + two.hidden_size
         diffusion.check_context(
@@ -126,7 +126,7 @@ class Models(NamedTuple):
 
 
 class Extras(NamedTuple):
-    """The settings of a checkpoint that are not in its networks."""
+    """The settings of a checkpoint that are not part of a network."""
 
     zero_negative: bool = True  # whether a missing negative prompt means all zeros instead of the encoded empty text
 
@@ -216,7 +216,7 @@ def extras(folder: Path, index: Mapping[str, Any], models: Models) -> Extras:
 
 
 def refuse(index: Mapping[str, Any]) -> str | None:
-    """Returns why a checkpoint is rejected if it is the refiner, which lacks the first text encoder; otherwise None."""
+    """Returns the reason for rejecting the refiner, which lacks the first text encoder; None for other checkpoints."""
     if listed(index, "text_encoder_2") and not listed(index, "text_encoder"):
         return "is the Stable Diffusion XL refiner, which is not supported; give a checkpoint of the base model"
     return None

@@ -1,4 +1,4 @@
-"""Text conditioning of Stable Diffusion XL: the hidden states of two CLIP encoders, and a pooled embedding."""
+"""Text conditioning for Stable Diffusion XL: the hidden states of two CLIP encoders, and a pooled embedding."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from sega_jax.text.tokenizers import TokenizerPair
 
 @conditioning
 class SDXLText(Text):
-    """Text conditioning of Stable Diffusion XL.
+    """Text conditioning for Stable Diffusion XL.
 
     Example:
         >>> import numpy as np
@@ -54,7 +54,7 @@ def read(
     weighted: bool = False,
     clip_skip: int = 0,
 ) -> list[SDXLText]:
-    """Tokenizes and encodes strings; see `read` of `sega_jax.systems.base.TextReader`.
+    """Tokenizes and encodes strings; see `read` in `sega_jax.systems.base.TextReader`.
 
     Args:
         second: Different strings for the second text encoder: one for all texts, or one for each.
@@ -138,8 +138,8 @@ def check(models: Any, tokenizer: TokenizerPair | None, value: Any) -> SDXLText:
     """
     if not isinstance(value, SDXLText):
         raise TypeError(
-            f"an embedding of Stable Diffusion XL should be an SDXLText with states and pooled, as `encode` returns"
-            f" it, not {type(value).__name__}"
+            f"a Stable Diffusion XL embedding should be an SDXLText with states and pooled, as `encode` returns it,"
+            f" not {type(value).__name__}"
         )
     tokens, channels, pooled_channels = _text_shape(models, tokenizer)
     states = floating("an embedding's states", value.states, f"(1, {tokens}, {channels})")

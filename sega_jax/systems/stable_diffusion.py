@@ -54,7 +54,7 @@ class Models(NamedTuple):
         """Builds networks from their configs, with shapes instead of parameters; existing networks are kept.
 
         Raises:
-            ValueError: A config is not supported, or the networks do not fit each other.
+            ValueError: A config is not supported, or the networks do not fit together.
         """
         text_encoder = built(text_encoder, CLIPTextModel, CLIPTextConfig)
         unet = built(unet, UNet2DConditionModel, UNetConfig, attention)
@@ -71,7 +71,7 @@ class Models(NamedTuple):
             raise ValueError(
                 f"the UNet has mid_block_type {net.mid_block_type} and num_class_embeds {net.num_class_embeds or None},"
                 " like DeepFloyd-IF's or an upscaler's; a checkpoint with text_encoder, unet and vae must be a"
-                " text-to-image model of Stable Diffusion"
+                " Stable Diffusion text-to-image model"
             )
         return cls(text_encoder, unet, vae)
 
@@ -101,11 +101,11 @@ def denoiser(unet: UNet2DConditionModel, text: Any, settings: Any, own: Any, x: 
 
 
 def recognise(index: Mapping[str, Any]) -> bool:
-    """Returns True, because this family is the fallback: for other checkpoints, errors then name the missing parts."""
+    """Returns True: this family is the fallback, and its errors name the parts that other checkpoints lack."""
     return True
 
 
-# LoRA names of the text encoder's layers, for families with one text encoder.
+# LoRA names for the text encoder's layers, in families with one text encoder.
 _ONLY_TEXT = r"^lora_te_.*(self_attn_[qkv]_proj|mlp_fc1)$"
 ADAPTERS = AdapterNames(
     {"text_encoder": adapters.TEXT, "unet": adapters.UNET},

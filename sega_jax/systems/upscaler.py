@@ -1,4 +1,4 @@
-"""The x4 upscaler of Stable Diffusion 2.x, whose latents have the size of the noisy low-resolution picture."""
+"""Stable Diffusion 2.x's x4 upscaler, whose latents have the same size as the noisy low-resolution picture."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -52,7 +52,7 @@ class Models(NamedTuple):
         """Builds networks from their configs, with shapes instead of parameters; existing networks are kept.
 
         Raises:
-            ValueError: A config is not supported, or the networks do not fit each other.
+            ValueError: A config is not supported, or the networks do not fit together.
         """
         if isinstance(vae, Mapping):
             vae = {"scaling_factor": _SCALING_FACTOR, **vae}
@@ -100,7 +100,7 @@ def setup(call: UpscalerCall, given: Given) -> Setup:
 
 
 def extras(folder: Path, index: Mapping[str, Any], models: Models) -> Upscaling:
-    """Reads how to add noise to low-resolution pictures; model_index.json may limit the noise level.
+    """Reads the settings for adding noise to low-resolution pictures; model_index.json may limit the noise level.
 
     Raises:
         ValueError: The scheduler's config is not supported.
@@ -112,7 +112,7 @@ def extras(folder: Path, index: Mapping[str, Any], models: Models) -> Upscaling:
 
 
 def schedulers(extras: Upscaling) -> dict[str, Scheduler]:
-    """Returns {folder: scheduler}, where the scheduler adds noise to low-resolution pictures."""
+    """Returns {folder: scheduler} for the scheduler that adds noise to low-resolution pictures."""
     return {NOISE: extras.low_res_noise.scheduler}
 
 

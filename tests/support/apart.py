@@ -19,7 +19,7 @@ import convert
 from convert.__main__ import main
 from sega_jax.pipelines.loading import describe
 
-# Conversions import these modules lazily. Importing them here lets the child processes start with them.
+# Conversions import these modules lazily. With the imports here, they are already loaded in the child processes.
 assert orbax.checkpoint
 assert transformers.CLIPTokenizer
 
@@ -36,7 +36,7 @@ def stop(source, folder):
         child = os.fork()
         if not child:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            gc.disable()  # Python ignores an interrupt within JAX's callback for garbage collections
+            gc.disable()  # Python ignores an interrupt during JAX's garbage-collection callback
             main([str(source), str(dest)], standalone_mode=False)
             os._exit(0)
         while not dest.with_name(f".{dest.name}.sega-jax-partial").exists() and not dest.exists():
@@ -74,7 +74,7 @@ def stop(source, folder):
 
 
 def measure(source, folder):
-    """Returns the peak memory of a conversion in each direction, in bytes beyond what the libraries need."""
+    """Returns the peak memory of a conversion in each direction, in bytes, without the libraries' own memory."""
 
     def peak():
         status = Path("/proc/self/status").read_text()

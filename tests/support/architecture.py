@@ -1,6 +1,6 @@
-"""Determines which packages of the library import which, and draws the import diagram in `sega_jax/README.md`.
+"""Determines the imports between the library's packages, and draws the import diagram in `sega_jax/README.md`.
 
-`python tests/support/architecture.py` writes the diagram into that page.
+`python tests/support/architecture.py` writes the diagram into that file.
 """
 
 import ast
@@ -26,7 +26,7 @@ PACKAGES = sorted({name.split(".")[0] for name in FILES} - {"__init__", "__main_
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Yields the dotted names that a file imports, at its top or inside functions."""
+    """Yields the dotted names that a file imports, at the top level or inside functions."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -64,7 +64,7 @@ def direct(edges: dict[str, set[str]]) -> list[tuple[str, str]]:
 
 
 def diagram() -> str:
-    """Returns the diagram in Mermaid. An arrow goes from a package to one that it imports."""
+    """Returns the diagram in Mermaid. Each arrow points from a package to a package that it imports."""
     packages = [*PACKAGES, "convert"]
     arrows = direct({package: imported(package) for package in packages})
     return "\n".join(["```mermaid", "flowchart TD", *(f"    {a} --> {b}" for a, b in sorted(arrows)), "```", ""])

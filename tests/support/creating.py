@@ -1,4 +1,4 @@
-"""Creates files whose names other threads and processes use at the same time.
+"""Creates files while other threads and processes try to create files with the same names.
 
 `python creating.py FOLDER WHO` prints "ready", waits for the file FOLDER/go, and then prints {file: thread} for the
 files that its threads created.

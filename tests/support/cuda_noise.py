@@ -1,4 +1,4 @@
-"""Computes the noise of torch's generator on an NVIDIA GPU with NumPy.
+"""Computes, with NumPy, the noise that torch's generator draws on an NVIDIA GPU.
 
 `torch.randn(shape, generator=torch.Generator("cuda").manual_seed(seed), device="cuda")` computes each value in a
 separate thread, as long as there are enough threads. A thread draws four 32-bit numbers with Philox4x32-10 (Salmon et
@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-# Every GPU with at least 16 multiprocessors draws this many values with one thread each.
+# Every GPU with at least 16 multiprocessors draws this many values with one thread per value.
 MOST = 2**14
 _MULTIPLIERS, _WEYL, _ROUNDS = (0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85), 10
 _LOW, _BITS = np.uint64(2**32 - 1), np.uint64(32)

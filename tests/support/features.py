@@ -1,6 +1,6 @@
-"""A table with a cell for every feature and family. A cell says that the feature works or how it is refused.
+"""A table with a cell for every feature and family. A cell says that the feature works, or gives the expected error.
 
-The table has four parts: the arguments of calls, other features, the settings of sweeps, and the options of the shell.
+The table has four parts: call arguments, other features, sweep settings, and command-line options.
 """
 
 FAMILIES = ("stable_diffusion", "x4_upscaler", "sdxl", "deepfloyd_stage_1", "deepfloyd_stage_2", "paella")
@@ -19,7 +19,7 @@ SHELL = "--{option} applies to .*, but MODEL is {title}; leave it out"
 
 
 def row(refusal, *families):
-    """Returns the cells of a feature that only the given families support, or all families if none are given."""
+    """Returns the cells for a feature that only the given families support, or all families if none are given."""
     return {family: WORKS if family in families or not families else refusal for family in FAMILIES}
 
 

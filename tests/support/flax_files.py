@@ -73,7 +73,7 @@ def flax_path(path: Path) -> Path:
 
 
 def checkpoint(source: Path, folder: Path) -> Path:
-    """Copies a checkpoint of `tiny`, replacing safetensors with msgpack files and torch's class names with Flax's."""
+    """Copies a checkpoint from `tiny`, with msgpack instead of safetensors files and Flax's class names."""
     shutil.copytree(source, folder)
     for path in folder.rglob("*.safetensors"):
         write(flax_path(path), tree_of(path))

@@ -32,7 +32,7 @@ def predictions(rng, batch, n, shape=SPACE, calls=CALLS):
 
 
 def row(rng, n, momentum):
-    """Draws settings of one picture in the oracle's format, including edge cases."""
+    """Draws settings for one picture in the oracle's format, including edge cases."""
     pick = partial(rng.choice, size=n)
     warmup = pick([0, 0, 1, 3, 5, CALLS + 1])
     return {

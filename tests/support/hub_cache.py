@@ -112,7 +112,7 @@ CHECKPOINTS: dict[str, Callable[[Path], None]] = {
 
 
 def fill(home: Path) -> Path:
-    """Writes all checkpoints into the cache of `HF_HOME=home`, replacing those of the same names; returns `home`."""
+    """Writes all checkpoints into the cache of `HF_HOME=home`, replacing any with the same names; returns `home`."""
     for name, write in CHECKPOINTS.items():
         repository = home / "hub" / f"models--{name.replace('/', '--')}"
         shutil.rmtree(repository, ignore_errors=True)

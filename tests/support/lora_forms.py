@@ -1,6 +1,6 @@
-"""Adapters of all supported forms: random tensors for a weight, and the change of that weight in float64.
+"""Adapters of all supported forms: random tensors for a weight, and the change to that weight in float64.
 
-The function for a form returns {end of a key: array} and a function from the weight to its change.
+The function for a form returns {end of a key: array} and a function from the weight to the change.
 """
 
 import numpy as np
@@ -50,7 +50,7 @@ def loha_tucker(rng, shape, rank=3):
 
 
 def halves(size):
-    """Factorises a size into two factors that are as close as possible, and returns the smaller one first."""
+    """Factorises a size into two factors that are as close together as possible, and returns the smaller one first."""
     first = next(n for n in range(int(size**0.5), 0, -1) if size % n == 0)
     return first, size // first
 
@@ -177,7 +177,7 @@ SIMPLEST = (
 
 
 def tensors(layers, form, seed=0, dtype=np.float32):
-    """Returns the tensors of a file, and for each layer the function from the weight to its change.
+    """Returns a file's tensors and, for each layer, the function from the weight to the change.
 
     `layers` maps the names of layers to the shapes of their weights.
     """

@@ -9,7 +9,7 @@ from sega_jax.weights.layout import from_torch, leaves, torch_name
 from sega_jax.weights.original_names import unet_names
 from support import tiny
 
-# {layer in diffusers' names: rank}, for linear layers, convolutions of 1x1 and 3x3, and a strided one.
+# {layer name in diffusers: rank}, for linear layers, 1x1 and 3x3 convolutions, and a strided convolution.
 LAYERS = {
     "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q": 2,
     "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_out.0": 4,
@@ -32,7 +32,7 @@ def models():
 
 @pytest.fixture(scope="module")
 def layers(models):
-    """Returns {(part, layer in diffusers' names): (up, down, alpha)}."""
+    """Returns {(part, layer name in diffusers): (up, down, alpha)}."""
     rng, values = np.random.default_rng(0), {}
     for part, names in (("unet", LAYERS), ("text_encoder", TEXT)):
         shapes = leaves(getattr(models, part))

@@ -1,5 +1,5 @@
-"""Text files of tensor names and shapes, one per line. Names that differ only in a number share one line, in which
-{first..last} replaces the number."""
+"""Text files of tensor names and shapes, one tensor per line. Names that differ only in a number share one line, in
+which {first..last} replaces the number."""
 
 import itertools
 import re
@@ -11,7 +11,7 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 def as_text(shapes: Shapes) -> str:
-    """Returns the text of a list of tensors."""
+    """Returns the text of such a file, given the tensors' shapes."""
     lines = {tuple(name.split(".")): shape for name, shape in shapes.items()}
     for place in reversed(range(max(map(len, lines)))):
         alike = {}

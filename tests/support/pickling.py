@@ -1,4 +1,4 @@
-"""Writes files as `torch.save` does, without torch, in the current zip format or the older one of torch < 1.6."""
+"""Writes files as `torch.save` does, without torch, in the current zip format or the format of torch < 1.6."""
 
 import struct
 import zipfile

@@ -3,7 +3,7 @@
     python3 tests/support/readme.py --setup          # prints the commands that set up the environment
     python3 -P tests/support/readme.py "Sweeps"      # runs the blocks of one section in the current folder
 
-A section is a heading of level 2. Its blocks run in the order of the text, its `python` blocks in one process:
+A section is a heading of level 2. Its blocks run in order, and its `python` blocks share one process:
 
     sh      a bash script, which stops at the first command that fails
     python  code
@@ -32,12 +32,12 @@ ACCELERATORS = {"cuda", "cuda12", "tpu"}
 
 
 class ReadmeError(ValueError):
-    """An error that says which block cannot be run, and its line."""
+    """An error that says which block cannot be run and on which line it begins."""
 
 
 class Block(NamedTuple):
-    section: str  # the heading of level 2, or "" before the first one
-    line: int  # line of the opening fence, counted from 1
+    section: str  # the level-2 heading, or "" before the first one
+    line: int  # the line of the opening fence, counted from 1
     language: str
     text: str
 
@@ -66,7 +66,7 @@ class Block(NamedTuple):
                 continue
             try:
                 words = shlex.split(command, comments=True)
-            except ValueError:  # a quotation continues in the next line
+            except ValueError:  # a quotation continues on the next line
                 command += "\n"
                 continue
             if words:
@@ -156,7 +156,7 @@ def run(section: list[Block]) -> None:
         for what, line in parts:
             print(f"{block.line:4} {what:11} {line}", flush=True)
         if block.language == "python":
-            # Empty lines before the code make the line numbers in tracebacks those of the README.
+            # Empty lines before the code make the line numbers in tracebacks match those in the README.
             exec(compile("\n" * block.line + block.text, README.name, "exec"), names)
         elif block.language == "toml":
             Path(block.file).write_text(block.text)

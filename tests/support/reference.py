@@ -1,7 +1,7 @@
 """Writes the API reference as a folder of HTML pages: `python tests/support/reference.py FOLDER`.
 
 pdoc makes the pages from the docstrings. This script chooses the modules and names, and adds documentation that pdoc
-does not find: comments on the fields of classes, and the arguments of calls.
+does not find: comments on class fields, and call arguments.
 """
 
 import ast
@@ -60,7 +60,7 @@ def exports(package: ModuleType) -> list[str]:
 
 
 def place(package: ModuleType, name: str) -> int:
-    """Returns the position of a name on its page, which depends on the module that defines it."""
+    """Returns a name's position on its page; it depends on the module that defines the name."""
     home = getattr(package, name).__module__.removeprefix("sega_jax.") + "."
     return next((i for i, module in enumerate(ORDER) if home.startswith(f"{module}.")), len(ORDER))
 
@@ -71,7 +71,7 @@ def is_ours(value: Any) -> bool:
 
 
 def field_comments(cls: type) -> Iterator[tuple[str, str]]:
-    """Yields the fields of a class that have comments, either on the same line or on the lines above."""
+    """Yields the fields of a class that have comments, either on the same line or on the lines above it."""
     source = inspect.cleandoc("\n" + inspect.getsource(cls))
     lines = source.splitlines()
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
@@ -129,7 +129,7 @@ def document_pipelines() -> list[str]:
     arguments.
 
     Returns:
-        The names of the classes. `sega_jax.pipelines.pipeline` then contains them.
+        The names of the classes, which are added to `sega_jax.pipelines.pipeline`.
     """
     for name, method in (("__call__", Pipeline._call), ("compile", Pipeline._compile)):
         placeholder = vars(Pipeline)[name]
@@ -142,7 +142,7 @@ def document_pipelines() -> list[str]:
     names = []
     for system in systems().values():
         cls = pipeline_class(Pipeline, system)
-        cls.__doc__ = f"The pipeline of {system.title}, which `sega_jax.load` returns for such a checkpoint."
+        cls.__doc__ = f"The pipeline for {system.title}, which `sega_jax.load` returns for such a checkpoint."
         setattr(home, cls.__name__, cls)
         names.append(cls.__name__)
     return ["Pipeline", *names]
@@ -155,7 +155,7 @@ def markdown(text: str) -> str:
         if not line.startswith("    ") or lines[i - 1].endswith((":", ".", ",", ";")):
             parts = re.split(r"(`[^`]*`)", line)
             lines[i] = "".join(part if part.startswith("`") else re.sub(r"\*(?=\w)", r"\\*", part) for part in parts)
-    # Markdown needs an empty line before code; the headings of sections have none.
+    # Markdown needs an empty line before code, but section headings are not followed by one.
     text = re.sub(r"^(?![A-Z]\w*:$)(\S.*:)\n(?=    )", r"\1\n\n", "\n".join(lines), flags=re.MULTILINE)
     sections = re.compile(r"^Examples?:\n((?:(?: +.*)?\n?)+)", re.MULTILINE)
     return _google(sections.sub(example, text))
@@ -167,7 +167,7 @@ def example(match: re.Match[str]) -> str:
 
 
 def build(folder: Path) -> None:
-    """Writes the reference to a folder. It changes docstrings, so it must run in a separate process."""
+    """Writes the reference to a folder. This changes docstrings, so it must run in a separate process."""
     docstrings.google = markdown
     for cls in (jax.Array, jax.Device):
         cls.__module__, cls.__qualname__ = "jax", cls.__name__.rpartition(".")[2]  # annotations show the public names

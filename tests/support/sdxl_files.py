@@ -9,7 +9,7 @@ from sega_jax.weights.layout import leaves
 from sega_jax.weights.original_names import unet_names
 from support import tiny
 
-# Two levels; the second one has transformers of two layers.
+# Two levels; the second one has two-layer transformers.
 UNET = tiny.UNET_XL | {
     "block_out_channels": [8, 16],
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],

@@ -16,7 +16,7 @@ KINDS = {
 
 @contextmanager
 def resembling(checkpoint, folder):
-    """Makes single files of Stable Diffusion load with the configs of a given checkpoint, copied to a folder.
+    """Makes Stable Diffusion single files load with the configs of a given checkpoint, copied to a folder.
 
     The name of the folder, such as "sd-1.5", decides which vocabulary is downloaded.
     """

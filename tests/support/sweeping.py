@@ -1,7 +1,7 @@
-"""Reads the folders of sweeps, and runs the workers of a sweep in separate processes.
+"""Reads sweep folders, and runs a sweep's workers in separate processes.
 
 `python sweeping.py FOLDER WORKER WORKERS [RENAMES]` runs a worker. With RENAMES, the worker kills itself before
-renaming more than this number of pictures and records.
+renaming more than that many pictures and records.
 """
 
 import os
@@ -21,7 +21,7 @@ SETTINGS = {
     "jax_default_matmul_precision": "float32",
     "jax_persistent_cache_min_compile_time_secs": "0.2",
 }
-# Seconds, longer than any worker takes to start, so that only killed workers lose their leases.
+# In seconds; longer than any worker takes to start, so that only killed workers lose their leases.
 PATIENCE = 20.0
 
 

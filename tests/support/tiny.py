@@ -1,8 +1,8 @@
 """Writes small checkpoints of all families in diffusers layout, without torch.
 
 Every tensor is drawn from a generator that is seeded with the tensor's name, so a test and the script that recorded its
-expected results use the same numbers. No tensor is zero or the identity, which could hide errors: scales are 1 + 0.1 N,
-biases 0.1 N, a safety checker's thresholds 0.6 + 0.06 N, embeddings N, and other weights N / sqrt(fan in).
+expected results use the same numbers. No tensor is zero or the identity, as that could hide errors: scales are
+1 + 0.1 N, biases 0.1 N, a safety checker's thresholds 0.6 + 0.06 N, embeddings N, and other weights N / sqrt(fan in).
 """
 
 import copy
@@ -46,8 +46,8 @@ UNET_2 = UNET | {
     "layers_per_block": [1, 2, 1],
     "transformer_layers_per_block": [1, 2, 1],
 }
-# Options of Stable Diffusion XL: no attention on the first level, more layers on the last, and a pooled embedding and
-# sizes as conditions.
+# Options of Stable Diffusion XL: no attention on the first level, more layers on the last, and conditioning on a
+# pooled embedding and sizes.
 UNET_XL = UNET | {
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
     "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
@@ -59,7 +59,7 @@ UNET_XL = UNET | {
     "addition_time_embed_dim": 8,
     "projection_class_embeddings_input_dim": 60,
 }
-# Options of the x4 upscaler: some levels attend only to the text, and there is a noise level.
+# Options of the x4 upscaler: some levels attend only to the text, and the noise level is an input.
 UPSCALER = UNET | {
     "in_channels": 7,
     "block_out_channels": [8, 16, 16, 24],
@@ -69,7 +69,8 @@ UPSCALER = UNET | {
     "use_linear_projection": True,
     "num_class_embeds": 20,
 }
-# DeepFloyd-IF's first stage. The second has lists of layers, a noise level, and one activation for the embedded time.
+# DeepFloyd-IF's first stage. The second stage has lists of layer counts, a noise level, and an activation for the
+# embedded time.
 IF_1 = {
     "_class_name": "UNet2DConditionModel",
     "sample_size": 8,
@@ -104,7 +105,7 @@ IF_2 = IF_1 | {
     "time_embedding_dim": 20,
     "time_embedding_act_fn": "gelu",
 }
-# A first stage for pipelines, and a second one that enlarges its pictures four times in each direction.
+# A first stage for pipelines, and a second stage that enlarges the first one's pictures four times in each direction.
 STAGE_1 = IF_1 | {"block_out_channels": [8, 16], "layers_per_block": 1}
 STAGE_1 |= {"down_block_types": IF_1["down_block_types"][:2], "up_block_types": IF_1["up_block_types"][1:]}
 STAGE_2 = IF_2 | {"sample_size": 32, "block_out_channels": [8, 16], "layers_per_block": [1, 2]}
@@ -186,7 +187,7 @@ PAELLA = {
 }
 VQGAN = {"levels": 3, "bottleneck_blocks": 2, "c_hidden": 16, "c_latent": 3, "codebook_size": 24, "scale_factor": 0.4}
 PRIOR = {"clip_r": 12, "c_hidden": 10, "c_r": 9, "num_blocks": 3}
-# Networks for pipelines: two levels, grids that are multiples of 4, and tokens of 4 pixels.
+# Networks for pipelines: two levels, grid sides that are multiples of 4, and tokens of 4x4 pixels.
 PAELLA_PARTS = {
     "byt5": T5 | {"vocab_size": 259, "d_model": 18, "num_layers": 2},
     "clip": TEXT_PROJECTED,
@@ -231,7 +232,7 @@ PNDM = {
 }
 EULER = {"_class_name": "EulerDiscreteScheduler", **SD_BETAS, "steps_offset": 1, "timestep_spacing": "leading"}
 X4_SCHEDULER = DDIM | {"prediction_type": "v_prediction"}
-# The networks of the x4 upscaler, whose autoencoder enlarges by 4.
+# The networks of the x4 upscaler, whose autoencoder enlarges latents by a factor of 4.
 X4 = {
     "unet": UPSCALER | {"num_class_embeds": 400},
     "text": TEXT | {"hidden_act": "gelu"},
@@ -412,7 +413,7 @@ def stage(folder: Path, unet=STAGE_1, *, text=T5, scheduler=IF_SCHEDULER, safety
 
 
 def upscaler(folder: Path, unet=X4["unet"], *, text=X4["text"]) -> Path:
-    """Writes a checkpoint of Stable Diffusion's x4 upscaler, whose tokenizer fits the length of its text encoder."""
+    """Writes a checkpoint of Stable Diffusion's x4 upscaler, with a tokenizer that fits the text encoder's length."""
     networks = X4 | {"unet": unet, "text": text}
     checkpoint(folder, **networks, scheduler=X4_SCHEDULER, length=text["max_position_embeddings"])
     _write_scheduler(folder / "low_res_scheduler", {"_class_name": "DDPMScheduler", **UPSCALER_BETAS})
@@ -425,7 +426,7 @@ def upscaler(folder: Path, unet=X4["unet"], *, text=X4["text"]) -> Path:
 
 
 def xl(folder: Path, *, unet=UNET_XL, vae=VAE, scheduler=EULER, text=TEXT, text_2=TEXT_XL_2, index=None) -> Path:
-    """Writes a checkpoint of Stable Diffusion XL, whose tokenizers fit the lengths of its text encoders."""
+    """Writes a checkpoint of Stable Diffusion XL, with tokenizers that fit the text encoders' lengths."""
     models = sdxl.Models.build(text, text_2, unet, vae)
     parts = {
         "text_encoder": (text, models.text_encoder, "model", "text_model."),
@@ -464,7 +465,7 @@ def original(*, unet=UNET, vae=VAE, text=TEXT, text_2=None, openclip=False, ema=
 
     Args:
         unet, vae, text: the configs of the networks.
-        text_2: the config of the second text encoder, for a file of Stable Diffusion XL.
+        text_2: the config of the second text encoder, for a Stable Diffusion XL file.
         openclip: names the text encoder's tensors as OpenCLIP does, with one more layer.
         ema: adds a moving average of the UNet's weights, which differs from the weights.
     """
@@ -561,7 +562,7 @@ def thresholds(special: np.ndarray, concepts: np.ndarray) -> tuple[np.ndarray, n
     """Returns thresholds for a safety checker's cosines [pictures, n] that flag the first and second pictures.
 
     The second is flagged only because a special-care concept lowers the other thresholds. The third is equally near to
-    an ordinary concept, but to no special-care concept. No other picture is near a concept.
+    an ordinary concept, but not near to a special-care concept. No other picture is near a concept.
     """
     care, near = np.full(special.shape[1], 2, np.float32), np.full(concepts.shape[1], 2, np.float32)
     for least, cosines, picture, beyond in (

@@ -1,4 +1,4 @@
-"""A family outside the library: a network of one layer, its own type of text, and its own argument."""
+"""A family outside the library, with a one-layer network, its own type of text, and its own argument."""
 
 import dataclasses
 from typing import Any, NamedTuple

@@ -101,7 +101,7 @@ def test_slices_and_iteration(text):
 
 @pytest.mark.parametrize("i", [2, -3])
 def test_index_out_of_range(text, i):
-    """The error also ends an iteration."""
+    """An index error also ends iteration over the texts."""
     with pytest.raises(IndexError, match=f"text index {i} is out of range for 2 texts"):
         text[i]
     assert len(list(text)) == 2
@@ -202,7 +202,7 @@ def test_shorter_clip_texts_are_padded_with_empty_chunks():
 
 
 def test_paella_texts_are_padded_and_masked():
-    """Lengths are padded to multiples of 64 bytes; texts without CLIP are marked."""
+    """Lengths are padded to multiples of 64 bytes; texts without a CLIP embedding are marked."""
     joined = paella_text.join([paella(1), paella(1, clip=False)], lambda: pytest.fail("no words are needed"))
     assert repr(joined) == (
         "PaellaText(byt5=float32[2, 64, 4], mask=bool[2, 64], clip=float32[2, 6], has_clip=bool[2], image=None)"

@@ -48,7 +48,7 @@ def test_solver_takes_the_prompts_variance():
 
 
 def test_last_step_adds_no_noise():
-    """The predicted variance is ignored, even far beyond [-1, 1]."""
+    """The predicted variance is ignored, even if it is far outside [-1, 1]."""
     table = from_config(tiny.IF_SCHEDULER).table(3)
     last = jax.tree.map(lambda column: column[-1], table)
     x = np.random.default_rng(0).standard_normal((2, 4, 4, 3)).astype(np.float32)

@@ -61,7 +61,7 @@ def recorded_text(branches):
 
 
 def grids(name):
-    """Returns all token grids of this library's sampler, with the noise that was injected into the public ones."""
+    """Returns all token grids of this library's sampler, given the noise that was injected into the public samplers."""
     edits = {"edited": [Edit("", scale=-7, warmup=2, threshold=0, momentum_scale=0)]}.get(name, [])
     settings = Settings(
         jax.random.split(jax.random.key(0)),  # has no effect
@@ -104,8 +104,8 @@ def injected(monkeypatch):
 
 @pytest.mark.parametrize("name", cases.SAMPLERS)
 def test_grids_equal_those_of_the_public_samplers(name, injected):
-    """All tokens are equal. The authors' rule for Paella equals edits without threshold and momentum, and their sampler
-    re-weights attention."""
+    """All tokens are equal. The authors' rule for Paella equals edits without threshold and momentum; their sampler
+    also re-weights attention."""
     recorded = cases.recorded("float64")[f"grids {name}"]
     np.testing.assert_array_equal(grids(name), recorded)
     assert len({grid.tobytes() for grid in recorded}) == len(recorded)
@@ -133,7 +133,7 @@ def pipe(paella):
     ],
 )
 def test_edits_equal_a_plain_loop(pipe, options):
-    """The guidance added to the logits and the resulting tokens are equal."""
+    """Both the guidance added to the logits and the resulting tokens are equal."""
     calls = []
     call = {
         "steps": 6,
@@ -263,7 +263,7 @@ def test_conditioning_of_the_branches(pipe):
 
 
 def start(pipe, seed):
-    """Returns the initial grid of a seed."""
+    """Returns the initial grid for a seed."""
     key = jax.random.fold_in(jax.random.key(np.uint32(seed)), programs.INITIAL)
     return np.asarray(jax.random.randint(key, (1, *pipe.latent_shape()[:2]), 0, 20, np.int32))
 
@@ -321,7 +321,7 @@ def test_non_finite_logits_mark_the_row(pipe):
 
 @cache
 def temporary(n):
-    """Returns the temporary memory in bytes of a small network's program with a grid and vocabulary of full size."""
+    """Returns the temporary memory, in bytes, of a small network's program with a full-size grid and vocabulary."""
     config = tiny.PAELLA_PARTS["denoiser"] | {"num_labels": 8192}
     net, one = Paella(PaellaConfig.from_dict(config)), partial(jax.ShapeDtypeStruct, dtype=np.float32)
     program = {"sampler": paella.SYSTEM.sampler, "static": Static(own=paella.PaellaStatic())}
@@ -372,7 +372,7 @@ LARGE = np.broadcast_to(np.float32(0), (1, 1, 1024, 1024, 20))
             ValueError,
             r"tokens have dtype float64 .*, expected integers",
         ),
-        ({"tokens": np.full((1, 4, 4), 20)}, ValueError, "tokens range from 20 to 20, expected from 0 to 19"),
+        ({"tokens": np.full((1, 4, 4), 20)}, ValueError, "tokens range from 20 to 20, expected 0 to 19"),
         ({"tokens": np.zeros((2, 4, 4), int)}, ValueError, r"expected integers of shape \(1, 4, 4\)"),
         ({"height": 8192, "width": 8192, "record": True}, ValueError, "record=True would hold 60 GiB of logits"),
         (

@@ -89,7 +89,7 @@ def test_both_formats_make_the_same_picture(folder, pipe, tmp_path):
 
 
 def test_names_of_the_text_encoders(copy, pipe):
-    """Names with and without the prefix are read, and the position ids of old files are ignored."""
+    """Names with and without the prefix are read, and the position ids in old files are ignored."""
     first, second = (copy / part / "model.safetensors" for part in ("text_encoder", "text_encoder_2"))
     arrays = {key.removeprefix("text_model."): array for key, array in load_file(first).items()}
     assert arrays.keys() != load_file(first).keys()
@@ -148,7 +148,7 @@ REFUSED = {
     refiner: "is the Stable Diffusion XL refiner, which is not supported",
     other_projection: "pooled text of 10 channels .* projection_dim is 12: .* not the refiner's",
     inpainting: "has 9 input and 4 output channels, and the VAE has 4 .* expected 4 input and 4 output",
-    no_sizes: "addition_embed_type None .* but Stable Diffusion XL's has addition_embed_type text_time",
+    no_sizes: "addition_embed_type None .* but Stable Diffusion XL's UNet has addition_embed_type text_time",
     no_wave: "projection_class_embeddings_input_dim=60 should be the number of pooled text channels plus six",
     other_lengths: "the tokenizers have lengths 12 and 10; check that they belong together",
     other_positions: "read 11 and 12 tokens; take both from one checkpoint",

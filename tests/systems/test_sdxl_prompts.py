@@ -24,7 +24,7 @@ def by_hand(pipe, text, side, reading=BOTH):
     """Computes the states [chunks, 12, channels] of text encoder `side` (0 or 1) without the code that joins chunks.
 
     Returns:
-        The states, and the pooled embeddings of the second text encoder, or None for the first.
+        The states, and the second text encoder's pooled embeddings (None for the first text encoder).
     """
     tokenizer = (pipe.tokenizer.first, pipe.tokenizer.second)[side]
     part = chunks(tokenizer, text, Reading(*reading.values()))
@@ -138,7 +138,7 @@ def text(tokens, rows=1, pooled=1):
     [
         (text(18), ValueError, r"states have shape \(18, 36\), expected \(12, 36\) .*, or a multiple of 12 tokens"),
         (text(0), ValueError, r"states have shape \(0, 36\), expected \(12, 36\)"),
-        (text(12, 2), ValueError, "prompt has 2 of states and 1 of pooled; give the same number of rows of each"),
+        (text(12, 2), ValueError, "prompt has 2 of states and 1 of pooled; give every array the same number of rows"),
         (text(12, 1, 2), ValueError, "prompt has 1 of states and 2 of pooled"),
         (text(12, 0, 0), ValueError, r"prompt=SDXLText\(states=float32\[0, .* holds no texts; give at least one"),
         (SDXLText(text(12).states, None), TypeError, "pooled=None should be a floating-point array"),

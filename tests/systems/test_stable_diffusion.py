@@ -22,7 +22,7 @@ MULTISTEP = Static(own=DiffusionStatic("multistep"))
 
 
 def settings(keys, edits):
-    """Returns the settings of rows with guidance scale 7.5 and the given edits."""
+    """Returns the settings for rows with guidance scale 7.5 and the given edits."""
     rows = len(keys)
     return Settings(keys, np.full(rows, 7.5), edits, own=DiffusionSettings(np.zeros(rows)))
 
@@ -42,7 +42,7 @@ def picture(models, ids, edits, table, shape):
 def test_gradient_with_respect_to_an_edits_scale(least):
     """The gradient of a loss on the picture, through decoder, loop and networks, equals central differences."""
     ids = least.tokenizer(["", "cat", "glasses", "hat"]).reshape(1, 4, -1)
-    # With a threshold of 0 no value lies at the threshold, where the picture would jump.
+    # With a threshold of 0, no value lies at the threshold, where the picture would jump.
     edits = Edits.stack([[Edit("glasses", threshold=0, warmup=0), Edit("hat", threshold=0, warmup=1)]])
     table = from_config(tiny.SCHEDULERS["DPM"]).table(3)
     with jax.enable_x64(True):
@@ -58,7 +58,7 @@ def test_gradient_with_respect_to_an_edits_scale(least):
 
 @pytest.mark.slow
 def test_gradients_store_no_network_activations(least):
-    """For each further call, a gradient stores the loop's carry, but no weights or activations of a network."""
+    """For each additional call, a gradient stores the loop's carry, but no network weights or activations."""
     ids, edits = least.tokenizer(["", "cat", "glasses"]).reshape(1, 3, -1), Edits.stack([[Edit("glasses")]])
 
     def memory(steps):

@@ -87,7 +87,7 @@ def test_an_empty_folder_is_rejected(refused, tmp_path):
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
 def test_the_folder_of_one_network_is_rejected(refused, copy, part):
-    refused("no model_index.json", "one part of a checkpoint, give its parent folder", source=copy / part)
+    refused("no model_index.json", "one part of a checkpoint; give its parent folder", source=copy / part)
 
 
 def test_an_incomplete_checkpoint_of_sdxl_is_rejected(refused, copy):
@@ -182,7 +182,7 @@ def test_missing_json_files_are_named(refused, copy, name):
         ("unet", "attention_head_dim", 0, []),
         ("unet", "cross_attention_dim", 24, ["text encoder's hidden_size 16"]),
         ("unet", "in_channels", 9, ["expected 4 input and 4 output channels; inpainting"]),
-        ("unet", "num_class_embeds", 20, ["num_class_embeds 20", "text-to-image model of Stable Diffusion"]),
+        ("unet", "num_class_embeds", 20, ["num_class_embeds 20", "Stable Diffusion text-to-image model"]),
         (
             "unet",
             "mid_block_type",
