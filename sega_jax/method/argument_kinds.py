@@ -32,7 +32,7 @@ class Kind:
     column = "string"  # the column's type in a table of records
     metavar = "TEXT"  # the placeholder for the value in the command line's help
     shell_hint = ""  # a sentence that explains how to write the shell option; it follows the help text
-    flag_value: str | None = None  # the value of an option that is given without one; None if a value is required
+    flag_value: str | None = None  # the value if the option is given without a value; None if a value is required
     of_files = False  # whether the values are file names
 
     @property
@@ -62,8 +62,8 @@ class Kind:
         return self.check(name, value)
 
     def located(self, name: str, value: Any, folder: Path) -> Any:
-        """Returns a value with its relative paths resolved against `folder`, which holds the file that the value comes
-        from.
+        """Returns a value with its relative paths resolved against `folder`, the folder of the file that contains the
+        value.
 
         Raises:
             TypeError, ValueError: See `check`.
@@ -79,7 +79,7 @@ class Kind:
         return value
 
     def known(self, path: str) -> dict[str, Any]:
-        """Reads a file and returns the facts to be stored in plans: its SHA-256 and, for a picture, its height and
+        """Reads a file and returns the facts that plans store about it: its SHA-256 and, for a picture, its height and
         width.
 
         Raises:
@@ -100,7 +100,7 @@ class Kind:
         return self.check(name, text)
 
     def show(self, value: Any) -> str:
-        """Returns a value as text that `parse` reads."""
+        """Returns a value as text that `parse` can read."""
         return repr(value) if isinstance(value, float) else str(value)
 
     def columns(self, name: str) -> dict[str, str]:

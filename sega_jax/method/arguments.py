@@ -106,14 +106,18 @@ class Argument:
         parts = [f"{self.help[:1].upper()}{self.help[1:]}"]
         noun = f"{self.kind.noun}, in {self.unit}" if self.unit else self.kind.noun
         parts += [] if noun == "a value" else [f"{noun[:1].upper()}{noun[1:]}"]
-        parts += ["One for all pictures, or a list with one for each prompt or picture"] if self.varies == "row" else []
+        parts += (
+            ["One value for all pictures, or a list with a value for each prompt or picture"]
+            if self.varies == "row"
+            else []
+        )
         if self.default is not REQUIRED and self.default not in (None, ()):
             parts.append(f"Default: {self.default_text or repr(self.default)}")
         return ". ".join(parts) + "."
 
 
 def argument(default: Any, kind: Kind, help: str, **declared: Any) -> Any:
-    """Declares a field of a dataclass as an argument.
+    """Declares a dataclass field as an argument.
 
     Args:
         default: The default of the field.
@@ -122,7 +126,7 @@ def argument(default: Any, kind: Kind, help: str, **declared: Any) -> Any:
         declared: Further attributes of `Argument`.
 
     Returns:
-        The field, for the body of the dataclass.
+        The field to put in the body of the dataclass.
 
     Example:
         >>> import dataclasses
@@ -151,7 +155,7 @@ def changed(cls: type, name: str, default: Any, **declared: Any) -> Any:
         declared: Further attributes of `Argument` to replace.
 
     Returns:
-        The field, for the body of the subclass.
+        The field to put in the body of the subclass.
 
     Raises:
         KeyError: `cls` has no such argument.
@@ -215,7 +219,7 @@ def unknown_arguments(
         cls: The dataclass.
         names: The names to check.
         what: The function or object that takes the arguments, as named in error messages.
-        elsewhere: A function that returns a hint for a name that another function takes, and None for other names.
+        elsewhere: A function that returns a hint if another function has an argument of this name, and None otherwise.
 
     Raises:
         TypeError: A name is unknown. The message contains the hint, a similar name, or all known names.
@@ -284,8 +288,7 @@ def declared_by(declaration: Callable[P, D], what: str) -> Callable[[Callable[[D
 
 
 def documented(text: str, cls: type) -> str:
-    """Adds an "Args" section for the arguments of a dataclass to a docstring, in front of the docstring's other
-    sections."""
+    """Adds an "Args" section for the arguments of a dataclass to a docstring, before the docstring's other sections."""
     text = inspect.cleandoc(text)
     sections = [text.find(f"\n{name}:") for name in ("Returns", "Yields", "Raises", "Example")]
     end = min((start for start in sections if start >= 0), default=len(text))

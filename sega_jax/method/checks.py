@@ -1,4 +1,4 @@
-"""Checks of arguments. Every error states the value and what was expected."""
+"""Checks of arguments. Every error states the value and the expected type or range."""
 
 import difflib
 import math
@@ -39,7 +39,7 @@ def check_float(name: str, value: Any, low: float = -math.inf, high: float = mat
         limit = f"a number of at least {low}" if high == math.inf else f"a number in [{low}, {high}]"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}={brief(value)} should be {limit}")
-    # Python compares integers of any size exactly, while a float16 would round the bound to its own precision.
+    # Python compares integers of any size exactly, whereas comparing with a float16 would round the bound to float16.
     number: Any = value.item() if isinstance(value, np.generic) else value
     if not low <= number <= high or abs(number) == math.inf:
         raise ValueError(f"{name}={brief(value)} should be {limit}")
@@ -76,7 +76,7 @@ def check_choice(name: str, value: Any, known: Sequence[Any], also: str = "") ->
 
 
 def did_you_mean(name: Any, known: Iterable[str], plain: Callable[[str], str] = str.lower) -> str:
-    """Returns "; did you mean NAME?" with the known name that is most similar to a misspelt one, or "" if no name is
+    """Returns "; did you mean NAME?" with the known name that is most similar to a misspelt name, or "" if no name is
     similar.
 
     Args:
@@ -105,6 +105,6 @@ def brief(value: Any) -> str:
     """Returns the value's repr in at most 80 characters."""
     try:
         text = repr(value)
-    except ValueError:  # Python refuses to print integers of more than 4300 digits
+    except ValueError:  # Python cannot print integers with more than 4300 digits
         text = f"<{type(value).__name__}>"
     return text if len(text) <= 80 else f"{text[:77]}..."

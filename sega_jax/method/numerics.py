@@ -1,4 +1,4 @@
-"""Checks of floating-point arrays, and the precision of sums, which is at least float32 even for half precision."""
+"""Checks of floating-point arrays, and the dtype for sums: at least float32, even for arrays in half precision."""
 
 from typing import Any
 
@@ -15,12 +15,12 @@ _EXPONENTS = {
     np.dtype(np.float16): (np.uint16, 0x7C00),
     np.dtype(jnp.bfloat16): (np.uint16, 0x7F80),
 }
-# The number of entries that `is_finite` reads at a time, small enough for a processor's cache.
+# The number of entries that `is_finite` reads at a time, small enough to fit in a processor's cache.
 _PART = 2**17
 
 
 def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
-    """Returns a floating-point dtype, or float32 if it is a half-precision dtype."""
+    """Returns the given floating-point dtype, or float32 if the dtype is half precision."""
     return jnp.dtype(dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32)
 
 
@@ -30,7 +30,7 @@ def is_floating(dtype: np.dtype) -> bool:
 
 
 def is_finite(array: np.ndarray) -> bool:
-    """Returns whether a floating-point host array has no infinite or NaN entries. The check is fast even for half
+    """Returns whether all entries of a floating-point host array are finite. The check is fast even for half
     precision."""
     integer, mask = _EXPONENTS[array.dtype]
     entries = np.ascontiguousarray(array).reshape(-1).view(integer)

@@ -18,7 +18,7 @@ class Carry(NamedTuple):
     """The state of the loop between model calls."""
 
     x: jax.Array  # [batch, *space, channels], the noisy state, float32 or wider
-    guidance: Any  # the guidance's state; for SEGA, the count of calls and a momentum for each concept
+    guidance: Any  # the guidance's state; for SEGA, the number of calls and a momentum for each concept
     solver: Any  # the solver's state
 
 
@@ -46,8 +46,8 @@ def sample(
         carry: The state to start from, for example the state that an earlier call of this function returned.
         table: Rows of the schedule, stacked on a leading axis [calls].
         draw: (row, shape) -> standard normal noise for this call.
-        keep: (x, predictions, guided estimate, guidance state) -> a pytree of arrays to record. x and the state have
-            their values from before the call.
+        keep: (x, predictions, guided estimate, guidance state) -> a pytree of arrays to record. x and the state are
+            passed as they were before the call.
 
     Returns:
         The state after the last call, and the recorded pytree with a leading axis [calls]. Its entries are zero for

@@ -1,4 +1,4 @@
-"""Solvers of the reverse process, as `init`/`update` pairs of pure functions.
+"""Solvers for the reverse process, as `init`/`update` pairs of pure functions.
 
     init(x) -> state
     update(x, state, estimate, aux, row, draw) -> (x, state)
@@ -21,7 +21,7 @@ Draw = Callable[[tuple[int, ...]], jax.Array]
 
 
 class Solver(NamedTuple):
-    """A solver. The module's docstring describes its two functions."""
+    """A solver. Its two functions are described in the module's docstring."""
 
     init: Callable[[jax.Array], Any]
     update: Callable[[jax.Array, Any, jax.Array, Any, Any, Draw], tuple[jax.Array, Any]]
@@ -65,9 +65,9 @@ def ddim(eta: Any = 0.0) -> Solver:
 
 
 def tcd(eta: Any = 0.3) -> Solver:
-    """Returns the solver of trajectory consistency sampling (Zheng et al. 2024, algorithm 4).
+    """Returns the solver for trajectory consistency sampling (Zheng et al. 2024, algorithm 4).
 
-    As in diffusers, x0 is neither clipped nor thresholded, and the last call ends at timestep 0, so the noise of
+    As in diffusers, x0 is neither clipped nor thresholded, and the last call ends at timestep 0, so the noise at
     timestep 0 remains.
 
     Args:
@@ -91,7 +91,7 @@ def tcd(eta: Any = 0.3) -> Solver:
 
 
 def _towards(x: jax.Array, estimate: jax.Array, x0: jax.Array, sigma: jax.Array, coefficients: Any, draw: Draw) -> Any:
-    """Returns the next x, in which fresh noise replaces a part of eps. `sigma` is the standard deviation of the fresh
+    """Returns the next x, in which fresh noise replaces part of eps. `sigma` is the standard deviation of the fresh
     noise, either a number or an array [batch]."""
     c = coefficients
     eps = c.eps_from_x * x + c.eps_from_output * estimate
@@ -101,7 +101,7 @@ def _towards(x: jax.Array, estimate: jax.Array, x0: jax.Array, sigma: jax.Array,
 
 
 def multistep(eta: Any = 0.0, *, memory: int = 3) -> Solver:
-    """Returns the solver for all linear multi-step methods, which uses the formula of
+    """Returns the solver for all linear multi-step methods, which uses the formula in
     `sega_jax.method.schedules.MultistepRow`.
 
     If the network predicts the variance, `aux` holds it as [batch, *space, channels] in [-1, 1], where -1 means the
@@ -133,7 +133,7 @@ def multistep(eta: Any = 0.0, *, memory: int = 3) -> Solver:
 
 
 class Chances(NamedTuple):
-    """The random numbers of one call of `renoise`."""
+    """The random numbers for one call of `renoise`."""
 
     gumbel: jax.Array  # [batch, *space, labels], standard Gumbel
     uniform: jax.Array  # [batch, *space], in [0, 1)
@@ -154,7 +154,7 @@ def renoise(eta: Any = 0.0, *, choice: str = "sample", codebook: jax.Array | Non
         codebook: [labels, channels], for "nearest".
 
     Raises:
-        ValueError: `choice` is unknown, or "nearest" has no codebook.
+        ValueError: `choice` is unknown, or "nearest" is used without a codebook.
     """
     del eta
     if choice not in CHOICES:

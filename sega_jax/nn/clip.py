@@ -173,7 +173,7 @@ class CLIPTextModel(nnx.Module):
 
     `__call__(ids, skip=None)`: int32 [batch, tokens] -> the last hidden state after the final LayerNorm,
     [batch, tokens, hidden_size]. With `skip`, int32 [batch], the hidden state `skip` layers before the last is returned
-    instead, after the same norm. The mask is causal, and tokens attend to padding, as in Stable Diffusion.
+    instead, with the same norm applied. Attention is causal and does not mask padding, as in Stable Diffusion.
     """
 
     def __init__(self, config: CLIPTextConfig):
@@ -218,10 +218,10 @@ class CLIPTextModel(nnx.Module):
 class CLIPTextModelWithProjection(nnx.Module):
     """CLIP's text encoder with a projection into the joint embedding space of texts and pictures.
 
-    `__call__(ids)`: int32 [batch, tokens] -> unnormalised text embeddings [batch, projection_dim], which are the
-    projected hidden state at the first end token. The end token is `eos_token_id`. If that is 2, as in published
-    configs, the end token is instead the token with the largest id, as in CLIP's own vocabulary. Padding comes after
-    the end token and has no effect.
+    `__call__(ids)`: int32 [batch, tokens] -> unnormalised text embeddings [batch, projection_dim]: the projected hidden
+    states at the first end tokens. The end token is `eos_token_id`. If that is 2, as in published configs, the end
+    token is instead the token with the largest id, as in CLIP's own vocabulary. Padding comes after the end token and
+    has no effect.
     """
 
     def __init__(self, config: CLIPTextConfig):

@@ -1,4 +1,4 @@
-"""Attention by JAX's flash kernel for TPUs, which does not store the logits (Dao et al. 2022, arXiv 2205.14135)."""
+"""Attention with JAX's flash kernel for TPUs, which does not store the logits (Dao et al. 2022, arXiv 2205.14135)."""
 
 import dataclasses
 import math
@@ -7,8 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# The number of positions must be a multiple of this number. So must the width of a head, unless it is smaller than this
-# number.
+# The number of positions must be a multiple of this number, and so must the width of a head unless it is smaller.
 _LANES = 128
 _BLOCKS = (512, 384, 256, 128)
 
@@ -49,9 +48,9 @@ def _padded(x: jax.Array) -> jax.Array:
 
 
 def _blocks(kernel: Any, queries: int, keys: int) -> Any:
-    """Returns the block sizes of the kernel. They are large, because fewer blocks are faster.
+    """Returns the block sizes of the kernel. They are large, because fewer blocks run faster.
 
-    Gradients keep the kernel's defaults, because other sizes give wrong gradients.
+    The backward pass uses the kernel's default sizes, because other sizes give wrong gradients.
     """
     of_queries, of_keys = (next(size for size in _BLOCKS if n % size == 0) for n in (queries, keys))
     defaults = kernel.BlockSizes.get_default(1, 1, queries, keys, _LANES)

@@ -47,19 +47,20 @@ _AXES = ("NHWC", "HWIO", "NHWC")
 _LOGITS = 2**28
 # Attention with fewer logits uses XLA, because XLA is then faster than cuDNN: 30 us instead of 48 us for 1.6 million
 # logits (3 rows, 8 heads, 256 positions of width 160) on an H100, and 44 us instead of 91 us for 3.9 million on an
-# H200. For 16 million logits, XLA takes 189 us and cuDNN 89 us. TPUs use the same limit without a measurement.
+# H200. For 16 million logits, XLA takes 189 us and cuDNN 89 us. TPUs use the same limit, although it was not measured
+# there.
 _FLASH = 2**22
 
 
 def along(vector: jax.Array, x: jax.Array) -> jax.Array:
-    """Gives a vector [channels] the rank and dtype of x [..., channels]."""
+    """Converts a vector [channels] to the rank and dtype of x [..., channels]."""
     return vector.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 def spread(x: jax.Array, like: jax.Array) -> jax.Array:
     """Repeats every row of x [rows, ...] once for each of its adjacent branches in `like` [rows x branches, ...].
 
-    Networks use it to combine activations that all branches share with activations that differ between branches.
+    It is used to combine activations that are the same for all branches with activations that differ.
     """
     return x if len(x) >= len(like) else jnp.repeat(x, len(like) // len(x), 0)
 
@@ -140,7 +141,8 @@ class Conv(nnx.Module):
 class DoublingConv(nnx.Module):
     """A transposed convolution of stride 2 that doubles the height and width of [batch, height, width, in].
 
-    It equals torch's with size 2 and no padding, or with size 4 and padding 1. The kernel is (height, width, out, in).
+    It equals torch's transposed convolution of size 2 without padding, or of size 4 with padding 1. The kernel is
+    (height, width, out, in).
     """
 
     def __init__(self, inputs: int, outputs: int, size: int):
@@ -163,7 +165,7 @@ class GroupNorm(nnx.Module):
     def __call__(self, x: jax.Array, shift: jax.Array | None = None) -> jax.Array:
         wide = x.astype(at_least_float32(x.dtype))
         if shift is not None:
-            # Adding the shift here needs no pass over memory; after a convolution, XLA would materialise the sum.
+            # Adding the shift here needs no extra pass over memory; after a convolution, XLA would materialise the sum.
             wide += shift.astype(wide.dtype).reshape(len(x), *(1,) * (x.ndim - 2), -1)
         mean, variance = self._moments(wide, one_pass=x.dtype != wide.dtype)
         factor = lax.rsqrt(variance + self.eps) * along(self.scale[...], wide)
@@ -242,7 +244,7 @@ def attend(
         mask: bool [batch, keys], True for the keys to attend to (at least one in each row); None means all keys.
         implementation: "xla" runs everywhere. "cudnn" uses cuDNN's kernels on a GPU in half precision, for head widths
             that they support on all GPUs. "pallas" uses JAX's kernel on a TPU in bfloat16 or float32. In all other
-            cases, and below `_FLASH` logits, these two use XLA.
+            cases, and below `_FLASH` logits, "cudnn" and "pallas" use XLA.
     """
     width, logits = query.shape[-1] // heads, len(query) * heads * query.shape[1] * key.shape[1]
     q, k, v = (x.reshape(*x.shape[:2], heads, width) for x in (query, key, value))
@@ -307,7 +309,8 @@ class Attention(nnx.Module):
 
 
 class ResnetBlock(nnx.Module):
-    """Two convolutions and a shortcut. With `embedding`, the projected time embedding is added between the two."""
+    """Two convolutions and a shortcut. With `embedding`, the projected time embedding is added between the
+    convolutions."""
 
     def __init__(self, inputs: int, outputs: int, *, embedding: int | None, groups: int, eps: float, activation: str):
         self.activation = activation
@@ -341,7 +344,7 @@ class Downsample(nnx.Module):
 
 class Upsample(nnx.Module):
     """Nearest-neighbour upsampling by two, then a convolution of size 3, named `conv` as in diffusers. `size`, the
-    height and width of the result, may be smaller by one than twice the height and width of x."""
+    height and width of the result, may each be one less than twice the height and width of x."""
 
     def __init__(self, channels: int):
         self.conv = Conv(channels, channels)
@@ -351,8 +354,8 @@ class Upsample(nnx.Module):
         if size not in (None, (2 * height, 2 * width)):
             return self.conv(double(x)[:, : size[0], : size[1]])
         # Each input position becomes four output positions. The 3 x 3 window of an output position covers only 2 x 2
-        # input positions, so the kernel values that meet the same input can be summed in advance. The result is four
-        # 2 x 2 convolutions with 4/9 of the products.
+        # input positions, so kernel values for the same input position can be summed in advance. The result is four
+        # 2 x 2 convolutions with 4/9 of the multiplications.
         kernel = self.conv.kernel[...]
         sums = jnp.pad(kernel.astype(at_least_float32(kernel.dtype)), ((1, 1), (1, 1), (0, 0), (0, 0)))
         sums = sums[:-1] + sums[1:]
@@ -369,12 +372,12 @@ class Upsample(nnx.Module):
 
 
 def double(x: jax.Array) -> jax.Array:
-    """Upsamples [batch, height, width, channels] by two with nearest-neighbour interpolation."""
+    """Doubles the height and width of [batch, height, width, channels] by nearest-neighbour interpolation."""
     return x.repeat(2, axis=1).repeat(2, axis=2)
 
 
 def halve(x: jax.Array) -> jax.Array:
-    """Downsamples [batch, height, width, channels] by two by averaging 2 x 2 positions.
+    """Halves the height and width of [batch, height, width, channels] by averaging 2 x 2 positions.
 
     Raises:
         ValueError: The height or width is odd.
@@ -387,7 +390,7 @@ def halve(x: jax.Array) -> jax.Array:
 
 def unshuffle(x: jax.Array, size: int) -> jax.Array:
     """Turns squares of size x size positions into channels: [batch, height, width, c] -> [batch, height / size,
-    width / size, c x size x size], in torch's order with the original channel outermost."""
+    width / size, c x size x size], in torch's order, with the original channel outermost."""
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height // size, size, width // size, size, channels)
     return x.transpose(0, 1, 3, 5, 2, 4).reshape(batch, height // size, width // size, -1)

@@ -1,4 +1,4 @@
-"""Paella's token denoiser, version 3 (Rampas et al. 2022, arXiv 2211.07292; the published model of April 2023).
+"""Paella's token denoiser, version 3 (Rampas et al. 2022, arXiv 2211.07292; the model published in April 2023).
 
 It is a U-Net of ConvNeXt blocks over a grid of tokens. It is conditioned on the share of tokens that are noise, and on
 a sequence of ByT5's hidden states and CLIP's embeddings.
@@ -29,7 +29,7 @@ from sega_jax.nn.layers import (
     unshuffle,
 )
 
-# The epsilon of all normalisations; they have no parameters.
+# The epsilon of all normalisations, which have no parameters.
 _EPS = 1e-6
 _MAX_PERIOD = 10000
 
@@ -72,7 +72,7 @@ class PaellaConfig(NamedTuple):
                 )
         for channels, heads, kinds in zip(self.c_hidden, self.nhead, self.level_config, strict=True):
             if not kinds or set(kinds) - set("CTAF"):
-                raise ValueError(f"Paella config: level_config={kinds!r} should have only the letters C, T, A and F")
+                raise ValueError(f"Paella config: level_config={kinds!r} should contain only the letters C, T, A and F")
             if "A" in kinds and channels % heads:
                 raise ValueError(f"Paella config: {channels} channels (c_hidden) cannot be split into {heads} heads")
         if self.c_r < 4:
@@ -94,7 +94,7 @@ class Condition(NamedTuple):
 
 
 class Projected(NamedTuple):
-    """A condition as projected by one attention block, shared by all noise levels and grids."""
+    """A condition projected by one attention block, shared by all noise levels and grids."""
 
     keys: jax.Array  # [batch, tokens, channels]
     values: jax.Array  # [batch, tokens, channels]
@@ -103,7 +103,7 @@ class Projected(NamedTuple):
 
 
 def join(conditions: Sequence[Condition]) -> Condition:
-    """Concatenates the rows of several conditions, padded to the longest sequence."""
+    """Concatenates the rows of several conditions, padded to the length of the longest sequence."""
     longest = max(condition.mask.shape[1] for condition in conditions)
 
     def padded(name: str) -> jax.Array:
@@ -145,7 +145,7 @@ class GlobalResponseNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = x.astype(at_least_float32(x.dtype))
         total = jnp.square(wide).sum((1, 2), keepdims=True)
-        # The square root has no gradient at 0. Channels that the gelu sets to zero everywhere have a total of 0.
+        # The square root has no gradient at 0, and the total is 0 if the gelu sets a channel to zero everywhere.
         size = jnp.where(total > 0, jnp.sqrt(jnp.where(total > 0, total, 1)), 0)
         share = size / (size.mean(-1, keepdims=True) + 1e-6)
         gamma, beta = (p[...].astype(wide.dtype) for p in (self.gamma, self.beta))
@@ -156,7 +156,7 @@ class FeedForward(nnx.Module):
     """x + channelwise(norm(x)); only the response norm mixes positions."""
 
     def __init__(self, channels: int):
-        # None replaces the gelu and the dropout of torch's list, which have no parameters.
+        # None replaces the gelu and the dropout in torch's list, which have no parameters.
         hidden = 4 * channels
         self.channelwise: nnx.List[Any] = nnx.List(
             [Linear(channels, hidden), None, GlobalResponseNorm(hidden), None, Linear(hidden, channels)]
@@ -232,12 +232,12 @@ class Attention2D(nnx.Module):
 
 
 class AttnBlock(nnx.Module):
-    """Attention of every position to all positions and to the text, in one softmax."""
+    """Attention of every position to all positions and to the text, with a single softmax."""
 
     def __init__(self, channels: int, text: int, heads: int, *, self_attn: bool, implementation: str):
         self.self_attn = self_attn
         self.attention = Attention2D(channels, heads, implementation)
-        # None replaces the silu of torch's list.
+        # None replaces the silu in torch's list.
         self.kv_mapper: nnx.List[Any] = nnx.List([None, Linear(text, channels)])
 
     def project(self, text: Condition) -> Projected:
@@ -267,7 +267,7 @@ class Resampling(nnx.List):
 class Paella(nnx.Module):
     """Paella's denoiser. `__call__(x, r, text)` returns the logits of the clean tokens.
 
-    x: int32 [batch, height, width] below `num_labels`, whose height and width are multiples of `config.factor`;
+    x: int32 [batch, height, width] below `num_labels`, with a height and width divisible by `config.factor`;
     r: [batch] in [0, 1], the share of tokens that are noise (kept in float32 or wider);
     text: the result of `condition`, or its projection by `project` -> [batch, height, width, num_labels] in the dtype
     of the parameters.
@@ -315,8 +315,8 @@ class Paella(nnx.Module):
             byt5: ByT5's hidden states [batch, bytes, byt5_embd].
             clip: OpenCLIP's unnormalised text embeddings [batch, clip_embd]; None omits their tokens.
             clip_image: OpenCLIP's picture embeddings [batch, clip_embd] or [batch, pictures, clip_embd], or None.
-            mask: bool [batch, bytes], False for padding; None means no padding. The published code differs: it attends
-                to the padding of a batch.
+            mask: bool [batch, bytes], False for padding; None means no padding. The published code differs: it also
+                attends to padding.
             has_clip, has_image: bool [batch], True for rows that have these embeddings; None means all rows.
             influence: (text, picture), factors by which the attention weights are multiplied after the softmax. Each is
                 a number or [batch, 1]. The published inference script uses (1.2, 0.4). As in that script, they apply
@@ -345,14 +345,17 @@ class Paella(nnx.Module):
         return Condition(tokens, mask, weights)
 
     def project(self, text: Condition) -> list[Projected]:
-        """Projects the text for all attention blocks, in their order. Calls with the same text can share the result."""
+        """Projects the text for all attention blocks, in the order of the blocks. Calls with the same text can share
+        the result."""
         blocks = (block for level in (*self.down_blocks, *self.up_blocks) for block in level)
         return [block.project(text) for block in blocks if isinstance(block, AttnBlock)]
 
     def __call__(self, x: jax.Array, r: jax.Array, text: Condition | Sequence[Projected]) -> jax.Array:
         c, dtype = self.config, self.byt5_mapper.kernel[...].dtype
         if x.shape[1] % c.factor or x.shape[2] % c.factor:
-            raise ValueError(f"the grid's {x.shape[1]}x{x.shape[2]} tokens should be multiples of {c.factor}")
+            raise ValueError(
+                f"the grid has {x.shape[1]}x{x.shape[2]} tokens; height and width should be multiples of {c.factor}"
+            )
         texts = iter(self.project(text) if isinstance(text, Condition) else text)
         inputs = _Inputs(wave(r, c.c_r).astype(dtype), None)
 

@@ -1,5 +1,5 @@
-"""Paella's prior, which turns CLIP's embedding of a text into an embedding of a picture (the published `PriorModel`,
-after Ramesh et al. 2022, arXiv 2204.06125)."""
+"""Paella's prior, which turns a CLIP text embedding into a CLIP picture embedding (the published `PriorModel`, after
+Ramesh et al. 2022, arXiv 2204.06125)."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -52,7 +52,7 @@ class PriorModel(nnx.Module):
 
     x: [batch, clip_r], the noisy embedding; r: [batch] in [0, 1], the noise level (kept in float32 or wider);
     text: [batch, clip_r], the embedding of the text, or zeros for no text -> [batch, clip_r] in the dtype of the
-    parameters. All embeddings are unnormalised embeddings of OpenCLIP.
+    parameters. All embeddings are unnormalised OpenCLIP embeddings.
     """
 
     def __init__(self, config: PriorConfig):

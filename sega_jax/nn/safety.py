@@ -74,8 +74,8 @@ class StableDiffusionSafetyChecker(nnx.Module):
     def cosines(self, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns the cosine similarities with the special-care concepts [pictures, 3] and the others [pictures, 17].
 
-        They are at least float32, whatever the network's dtype. In half precision, diffusers' rounding error is as
-        large as the last decimal that it compares.
+        They are computed in at least float32, whatever the network's dtype. In half precision, diffusers' rounding
+        error is as large as the last decimal that it compares.
         """
         picture = _unit(self.visual_projection(self.vision_model(pixels)))
         special, concepts = (

@@ -81,8 +81,8 @@ class RMSNorm(nnx.Module):
 
 
 class SelfAttention(nnx.Module):
-    """Self-attention with a bias [batch or 1, heads, queries, keys], and without dividing the logits by the square root
-    of the head width.
+    """Self-attention with a bias [batch or 1, heads, queries, keys]. Logits are not divided by the square root of the
+    head width.
     """
 
     def __init__(self, c: T5Config, *, first: bool):
@@ -164,8 +164,8 @@ class T5EncoderModel(nnx.Module):
     `__call__(ids, mask)`: int32 [batch, tokens] and bool or int [batch, tokens], False for padding -> the last hidden
     state after the final norm, [batch, tokens, d_model].
 
-    No token attends to padding, but the padding positions also get hidden states. Between the layers, hidden states are
-    at least float32, because large encoders exceed the range of float16.
+    No token attends to padding, but padding positions get hidden states too. Between the layers, hidden states are at
+    least float32, because large encoders exceed the range of float16.
     """
 
     def __init__(self, config: T5Config):

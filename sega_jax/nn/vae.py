@@ -1,4 +1,4 @@
-"""The KL-autoencoder of Stable Diffusion (diffusers' `AutoencoderKL`)."""
+"""Stable Diffusion's KL autoencoder (diffusers' `AutoencoderKL`)."""
 
 import math
 from collections.abc import Mapping
@@ -19,9 +19,9 @@ _OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".pro
 class AutoencoderConfig(NamedTuple):
     """The fields of `vae/config.json` that define the network, with diffusers' defaults.
 
-    `scaling_factor` scales latents to unit variance: the sampler's latents are scaling_factor z, where z are the
+    `scaling_factor` scales latents to unit variance: the sampler's latents are scaling_factor * z, where z are the
     encoder's latents. With `latents_mean` and `latents_std`, which have one number for each channel, the sampler's
-    latents are (z - mean) scaling_factor / std. `force_upcast` marks networks whose activations exceed the range of
+    latents are (z - mean) * scaling_factor / std. `force_upcast` marks networks whose activations exceed the range of
     float16, such as Stable Diffusion XL's. `sample_size`, the side of the training pictures in pixels, is the default
     size of tiles.
     """
@@ -229,8 +229,8 @@ class AutoencoderKL(nnx.Module):
 
     @staticmethod
     def rename(name: str) -> str:
-        """Maps a tensor name in a file to a parameter name. Before 0.18, diffusers had different names for attention
-        projections."""
+        """Maps a tensor name in a file to a parameter name. Before version 0.18, diffusers used other names for the
+        attention projections."""
         for old, new in _OLD_NAMES.items():
             name = name.replace(old, new)
         return name

@@ -18,7 +18,8 @@ def tiled(decode: Callable[[jax.Array], jax.Array], latents: jax.Array, tile: in
     Args:
         decode: The function that decodes latents of any height and width.
         latents: [batch, height, width, c].
-        tile: The side of a tile in latent positions, a multiple of 4. Tiles at the right and bottom may be smaller.
+        tile: The side of a tile in latent positions, a multiple of 4. Tiles at the right and bottom edges may be
+            smaller.
         factor: The height and width in pixels that one latent position covers.
 
     Returns:

@@ -107,14 +107,14 @@ class VectorQuantize(nnx.Module):
         self.codebook = Embed(size, channels)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns the index of the entry that is nearest to each vector, int32 [...] for [..., channels].
+        """Returns the index of the nearest entry for each vector, int32 [...] for [..., channels].
 
         Distances are computed in at least float32.
         """
         codes = self.codebook.embedding[...]
         dtype = at_least_float32(x.dtype)
         codes, x = codes.astype(dtype), x.astype(dtype)
-        # By default, accelerators round the factors of a matrix product. The norm of x does not affect which entry is
+        # By default, accelerators round the inputs of a matrix product. The norm of x does not affect which entry is
         # nearest, so it is left out.
         near = jnp.matmul(x, codes.T, precision=lax.Precision.HIGHEST)
         return jnp.argmin(along(jnp.square(codes).sum(-1), near) - 2 * near, -1).astype(jnp.int32)
@@ -155,10 +155,10 @@ class VQModel(nnx.Module):
         return name
 
     def encode(self, image: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns the tokens of pictures, and their continuous latents.
+        """Returns the tokens and the continuous latents of pictures.
 
         Args:
-            image: [batch, height, width, 3], with height and width multiples of f = `config.factor`.
+            image: [batch, height, width, 3], with a height and width divisible by f = `config.factor`.
 
         Returns:
             The tokens, int32 [batch, height / f, width / f], and the latents before quantisation, divided by

@@ -107,7 +107,7 @@ def test_errors_abbreviate_long_values():
     assert len(str(raised.value)) < 120
 
 
-# Kinds: parsing and printing text of the command line
+# Kinds: parsing and printing command-line text
 
 
 @pytest.mark.parametrize(
@@ -247,10 +247,10 @@ def test_documentation_of_arguments():
         "name": "The name of the camel. A string.",
         "humps": "The number of humps. A whole number from 1 to 3, in humps. Default: 2.",
         "wobble": "How far it trembles. A number in [0, 1]."
-        " One for all pictures, or a list with one for each prompt or picture. Default: 0.5.",
+        " One value for all pictures, or a list with a value for each prompt or picture. Default: 0.5.",
         "path": "Where it goes. An array [steps, 2].",
         "saddle": "The size of the saddle. Two numbers, in pixels."
-        " One for all pictures, or a list with one for each prompt or picture.",
+        " One value for all pictures, or a list with a value for each prompt or picture.",
     }
     weather = arguments(LongRide)["weather"].documentation
     assert weather == """What the weather is like. "dry" or "wet". Default: 'dry'."""

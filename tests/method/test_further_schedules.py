@@ -1,4 +1,4 @@
-"""Schedulers that `tiny.SCHEDULERS` omits, and all schedulers with betas of zero."""
+"""Schedulers that `tiny.SCHEDULERS` omits, and zero betas in all schedulers."""
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +57,7 @@ def test_custom_timesteps(name):
     assert len(timesteps) == 4
     by_list = table_of(name, timesteps, **spacing)
     if name not in ("DPM, single-step", "DEIS"):
-        # The spaced timesteps of KDPM2 are fractional, and the list rounds them.
+        # KDPM2's spaced timesteps are fractional, but the list contains integers.
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-2, atol=2e-2), by_list, by_number)
     assert by_list.timestep[0] == timesteps[0]
 
@@ -87,7 +87,7 @@ def test_custom_timesteps(name):
             "is not supported; supported values: dpmsolver[+][+], sde-dpm",
         ),
         ("DPM, single-step", 4, {"algorithm_type": "dpmsolver"}, "cannot end at zero noise"),
-        ("KDPM2", 4, {"use_karras_sigmas": True, "use_beta_sigmas": True}, "exclude each other; use one of them"),
+        ("KDPM2", 4, {"use_karras_sigmas": True, "use_beta_sigmas": True}, "cannot be combined; use only one of them"),
         ("KDPM2", [500], {"use_karras_sigmas": True}, "use_karras_sigmas determines the timesteps"),
         ("EDM Euler", [500], {}, "EDM schedulers determine their own noise levels; give a number of steps"),
         (

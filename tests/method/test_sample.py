@@ -52,7 +52,7 @@ def run(carry, rows, solver):
 
 
 def chunk(rows, first, live, length=4):
-    """Returns `live` rows, starting with row `first`, and pads them with rows that are not live and contain NaN where
+    """Returns `live` rows, starting with row `first`, padded with rows that are not live and contain NaN where
     possible."""
     padding = jax.tree.map(lambda c: np.full((length - live, *c.shape[1:]), _poison(c.dtype), c.dtype), rows)
     part = jax.tree.map(lambda c, f: np.concatenate([c[first : first + live], f]), rows, padding)

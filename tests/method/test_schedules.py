@@ -62,7 +62,8 @@ def test_columns_have_the_same_length_and_are_finite(name, kind):
     [("DDIM", 1.0), ("UniPC", 1.0), ("Euler", 14.6146), ("LMS", 14.6146), ("Heun", 14.6146)],
 )
 def test_initial_noise_scale(name, scale):
-    """For solvers in sigma, the scale is the largest sigma of Stable Diffusion's betas, and for others it is 1."""
+    """For solvers that step along sigma, the scale is the largest sigma of Stable Diffusion's betas; for others, it is
+    1."""
     np.testing.assert_allclose(scheduler(name).table(7).initial_scale, scale, rtol=1e-5)
 
 
@@ -147,7 +148,7 @@ CUSTOM = [name for name in tiny.SCHEDULERS if "PNDM" not in name]
 
 @pytest.mark.parametrize("name", CUSTOM)
 def test_custom_timesteps(name):
-    """Passing the list of a schedule's timesteps gives the same table as passing the number of steps."""
+    """Passing a schedule's timesteps as a list gives the same table as passing the number of steps."""
     family = scheduler(name, timestep_spacing="leading")
     by_number = family.table(8)
     timesteps = np.unique(by_number.timestep.astype(int))[::-1]
@@ -194,14 +195,14 @@ def test_cosine_betas():
     np.testing.assert_allclose(bars[999], bars[998] * 0.001, rtol=1e-9)
 
 
-# These schedulers round one more timestep than they have steps, so there may be too few training timesteps.
+# These schedulers round steps + 1 timesteps, so there may be too few training timesteps.
 COINCIDING = ("DPM", "DPM, stochastic", "UniPC")
 
 
 @pytest.mark.parametrize(
     ("name", "spacing"),
     [
-        # The rows of LMS are integrals and slow to compute.
+        # LMS rows are integrals, which are slow to compute.
         pytest.param(name, spacing, marks=[pytest.mark.slow] if name == "LMS" and spacing != "leading" else [])
         for name in tiny.SCHEDULERS
         for spacing in ("leading", "trailing", "linspace")
@@ -287,7 +288,7 @@ def test_errors_list_the_supported_options():
         ("UniPC", {"lower_order_final": False}, "last step of order 1 can end at zero noise; use lower_order"),
         ("UniPC", {"disable_corrector": [0, "1"]}, "should be a list of call numbers"),
         ("UniPC", {"disable_corrector": 3}, "should be a list of call numbers"),
-        ("Euler", {"use_karras_sigmas": True, "use_beta_sigmas": True}, "exclude each other; use one of them"),
+        ("Euler", {"use_karras_sigmas": True, "use_beta_sigmas": True}, "cannot be combined; use only one of them"),
         ("Euler", {"sigma_min": 3.0, "sigma_max": 2.0}, "sigma_min=3.0 should be below sigma_max=2.0"),
         ("Euler", {"sigma_max": -1.0}, "sigma_max=-1.0 should be a positive number"),
         ("DDPM", {"variance_type": "learned"}, "is not supported; supported values: fixed_small, .*learned_range"),

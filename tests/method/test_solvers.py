@@ -27,7 +27,7 @@ def x64():
 
 @cache
 def denoiser(prediction="epsilon", fine=False):
-    """Returns the optimal prediction for the normally distributed data, as a function of x and the timestep."""
+    """Returns the optimal denoiser for normally distributed data, as a function of x and the timestep."""
     bars = abar(FINE if fine else tiny.SD_BETAS)
 
     def predict(x, timestep):
@@ -67,15 +67,16 @@ def solve(scheduler, steps, x, predict, draw=jnp.zeros, eta=0.0):
         ("DDIM", {}, "v_prediction", 1),
         ("DDIM", {}, "sample", 1),
         ("PNDM", {}, "epsilon", 2),
-        # diffusers averages v over several calls, which is of first order; averages of epsilon are of second order.
+        # diffusers averages v over several calls, which is first-order; averaging epsilon is second-order.
         ("PNDM", {}, "v_prediction", 1),
         ("PNDM", {}, "sample", 2),
-        # Its order would be four, but its equation 9 replaces abar between timesteps with that of the nearest timestep.
+        # The order would be four, but PNDM's equation 9 replaces abar between timesteps with abar at the nearest
+        # timestep.
         ("PNDM, Runge-Kutta", {}, "epsilon", 2),
         ("Euler", {}, "epsilon", 1),
         ("Heun", {}, "epsilon", 2),
         ("Heun", {}, "v_prediction", 2),
-        # Methods that begin with one step of first order are of second order overall.
+        # Methods that begin with a first-order step are second-order overall.
         ("LMS", {}, "epsilon", 2),
         ("DPM", dpm(1), "epsilon", 1),
         ("DPM", dpm(2), "epsilon", 2),
@@ -95,7 +96,8 @@ def solve(scheduler, steps, x, predict, draw=jnp.zeros, eta=0.0):
     ],
 )
 def test_order_of_convergence(name, options, prediction, order):
-    """Only the first four fifths are compared; at the end, the square root of the noise has no derivative."""
+    """Only the first four fifths of the trajectory are compared; at the end, the square root of the noise has no
+    derivative."""
     family, bars = scheduler(name, prediction_type=prediction, **FINE, **options), abar(FINE)
     start, end = bars[-1], bars[1999]
     spread = np.sqrt((end * VARIANCE + 1 - end) / (start * VARIANCE + 1 - start))
@@ -154,7 +156,7 @@ def test_only_ancestral_solvers_draw_noise(name):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", ["DDPM", "Euler ancestral", "DPM, stochastic"])
 def test_ancestral_solvers_reach_the_distribution_of_the_data(name):
-    """Twice as many steps halve the error of the variance. Every call is an affine map for this denoiser."""
+    """Doubling the number of steps halves the error in the variance. Every call is an affine map for this denoiser."""
     options = {"solver_order": 1} if name == "DPM, stochastic" else {}
     family, errors = scheduler(name, timestep_spacing="trailing", **options), []
     for steps in (500, 1000):
@@ -225,7 +227,8 @@ def test_new_thresholds_compile_nothing(compilations):
 @pytest.mark.parametrize("final", [True, False])
 @pytest.mark.parametrize("name", ALPHAS)
 def test_the_last_step_ends_at_the_final_abar_of_the_config(name, final):
-    """The final abar is 1, or abar_0 without `set_alpha_to_one`. A denoiser that returns 0 keeps x / sqrt(abar)."""
+    """The final abar is 1, or abar_0 without `set_alpha_to_one`. If the denoiser returns 0, x / sqrt(abar) is
+    constant."""
     family, bars = scheduler(name, set_alpha_to_one=final), abar(tiny.DDIM)
     end = solve(family, 10, np.ones((1, 1), np.float32), lambda x, timestep: jnp.zeros_like(x))[-1, 0, 0]
     np.testing.assert_allclose(end, np.sqrt((1 if final else bars[0]) / bars[901]), rtol=1e-5)
@@ -271,7 +274,7 @@ def test_predicted_variance():
 
 @pytest.mark.usefixtures("x64")
 def test_sampler_of_deepfloyd_if():
-    """Follows Ho et al. 2020, eq. 7, between the listed timesteps, with thresholded x0 and predicted variance."""
+    """Each call follows Ho et al. 2020, eq. 7, between listed timesteps, with thresholded x0 and predicted variance."""
     family = from_config(
         {
             "_class_name": "DDPMScheduler",
@@ -306,7 +309,7 @@ def test_sampler_of_deepfloyd_if():
 
 @pytest.mark.parametrize(("name", "options"), [("DDPM", {}), ("DPM, stochastic", {"variance_type": "learned_range"})])
 def test_predicted_variance_without_effect(name, options):
-    """A predicted variance has no effect if the config fixes the variance, or the solver cannot use it."""
+    """A predicted variance has no effect if the config fixes the variance or if the solver cannot use it."""
     family = scheduler(name, **options)
     row, x, solver = jax.tree.map(lambda column: column[3], family.table(10)), jnp.ones((1, 3)), SOLVERS["multistep"]()
     with_variance, without = (

@@ -41,7 +41,7 @@ def draw(row, shape):
 
 
 def run(table, support="channel", edits=EDITS, **options):
-    """Returns the last grid, and for every call the grid, the predictions and the guided logits."""
+    """Returns the last grid, and the grid, predictions and guided logits of every call."""
     guidance, solver = optax.chain(cfg(SCALE), sega(Edits.stack([edits]), support=support)), renoise(**options)
     logits = jax.ShapeDtypeStruct((1, *SPACE, LABELS), np.float64)
     concepts = jax.ShapeDtypeStruct((1, len(edits), *SPACE, LABELS), np.float64)

@@ -1,4 +1,4 @@
-"""Attention in parts, the choice of its implementation, and grouped convolutions."""
+"""Attention in parts, the choice of the attention implementation, and grouped convolutions."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ def arrays(dtype=np.float32):
 
 @pytest.mark.parametrize("logits", [1, HEADS * KEYS * 3, HEADS * KEYS * QUERIES, HEADS * KEYS * QUERIES * 2])
 def test_attention_in_parts_equals_attention_at_once(monkeypatch, logits):
-    """The parts are single queries, blocks whose size does not divide the 10 queries, or rows."""
+    """The parts are single queries, blocks whose size does not divide the number of queries, or rows."""
 
     def run(q, k, v):
         return layers.attend(q, k, v, heads=HEADS)

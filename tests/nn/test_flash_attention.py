@@ -25,7 +25,7 @@ def arrays(width, queries, keys, dtype):
 
 
 def both(monkeypatch, arrays, **options):
-    """Returns the results of XLA and of the kernel."""
+    """Returns the results from XLA and from the kernel."""
     monkeypatch.setattr(layers, "_FLASH", 1)
     expected = layers.attend(*arrays, heads=HEADS, **options)
     with force_tpu_interpret_mode():
@@ -39,8 +39,7 @@ def both(monkeypatch, arrays, **options):
     [(40, 130, 77, "float32"), (40, 130, 77, "bfloat16"), (160, 64, 64, "float32"), (80, 256, 641, "float32")],
 )
 def test_kernel_equals_xla(monkeypatch, width, queries, keys, dtype):
-    """Covers numbers of positions that are not multiples of the block size or exceed one block, with and without
-    masks."""
+    """Covers position counts that are not multiples of the block size or exceed one block, with and without masks."""
     qkv = arrays(width, queries, keys, dtype)
     tolerance = {"float32": 3e-6, "bfloat16": 0.01}[dtype]
     mask = jnp.arange(keys)[None] >= jnp.array([[0], [keys // 2], [keys - 1]])

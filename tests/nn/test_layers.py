@@ -1,4 +1,4 @@
-"""Layers with faster formulas, against their definitions."""
+"""Layers computed by faster formulas, against their definitions."""
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ INPUTS = {
 }
 
 
-# In half precision, the tolerance is about half of the last digit; in float32, it allows for a few lost digits.
+# In half precision, the tolerance is about half a unit in the last digit; in float32, it allows for a few lost digits.
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2.5e-3), ("float16", 4e-4)])
 @pytest.mark.parametrize("kind", INPUTS)
 def test_group_norm_is_its_definition(kind, dtype, tolerance):

@@ -21,13 +21,13 @@ TOLERANCE = {"float32": 1e-5, "float64": 1e-9}
 
 
 DOUBLE = pytest.mark.parametrize("near", ["float64"], indirect=True)
-# Compiled without optimisation, which would take longer than the run.
+# Compiled without optimisation, because optimising would take longer than running.
 compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @pytest.fixture(params=TOLERANCE)
 def near(request):
-    """Returns a function that compares an array with the recorded array of that name, in float32 or float64."""
+    """Returns a function that compares an array with the recorded array of a given name, in float32 or float64."""
     dtype = request.param
 
     def check(ours, name):
@@ -157,7 +157,7 @@ def test_prior(near):
 @DOUBLE
 @pytest.mark.parametrize("name", ["full", "influenced"])
 def test_padded_texts(name, near):
-    """Each row has a different padding between the bytes of its text and CLIP's tokens."""
+    """Each row has a different amount of padding between the bytes of its text and CLIP's tokens."""
     net, embeddings = paella(dtype=near.dtype), dict(cases.CONDITIONS[name])
     byt5 = near.cast(embeddings.pop("byt5"))[0]
     mask = np.ones((2, 10), bool)
@@ -240,7 +240,7 @@ def test_published_names_and_shapes(name, module, parameters):
 
 def test_unsupported_sizes():
     net = paella()
-    with pytest.raises(ValueError, match="the grid's 8x12 tokens should be multiples of 8"):
+    with pytest.raises(ValueError, match="the grid has 8x12 tokens; height and width should be multiples of 8"):
         net(np.zeros((1, 8, 12), int), np.ones(1, np.float32), condition(net, "empty"))
     with pytest.raises(ValueError, match="pictures have 12x16 pixels; height and width should be multiples of 8"):
         vqgan().encode(np.zeros((1, 12, 16, 3), np.float32))
@@ -281,8 +281,8 @@ def test_nearest_codes_in_half_precision():
         (PaellaConfig, {"nhead": [1, 2]}, "Paella config: nhead has 2 entries, but c_hidden 3"),
         (PaellaConfig, {"blocks": [1, 2, 1, 1]}, "Paella config: blocks has 4 entries, but c_hidden 3"),
         (PaellaConfig, {"blocks": [1, 2, 101]}, "exceeds the supported maximum of 100"),
-        (PaellaConfig, {"level_config": ["CT", "CTX", "C"]}, "level_config='CTX' should have only the letters"),
-        (PaellaConfig, {"level_config": ["CT", "", "C"]}, "level_config='' should have only the letters"),
+        (PaellaConfig, {"level_config": ["CT", "CTX", "C"]}, "level_config='CTX' should contain only the letters"),
+        (PaellaConfig, {"level_config": ["CT", "", "C"]}, "level_config='' should contain only the letters"),
         (PaellaConfig, {"nhead": [1, 3, 3]}, "16 channels (c_hidden) cannot be split into 3 heads"),
         (PaellaConfig, {"kernel_size": 5}, "kernel_size=5 is not supported; supported values: 3"),
         (PaellaConfig, {"c_r": 3}, "c_r=3 should be at least 4"),

@@ -1,4 +1,4 @@
-"""The networks against results of torch and diffusers, recorded by `reference/record.py`."""
+"""The networks against results from torch and diffusers, recorded by `reference/record.py`."""
 
 import jax
 import pytest

@@ -9,7 +9,7 @@ from support import tiny
 
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
 
-# Compiled without optimisation, which would take longer than the run.
+# Compiled without optimisation, because optimising would take longer than running.
 QUICK = {"xla_backend_optimization_level": 0}
 
 
@@ -31,7 +31,7 @@ def shape(unet, *args):
 
 
 def test_shapes():
-    """An upscaler of latents accepts any size."""
+    """The latent upscaler accepts any size."""
     assert shape(build(tiny.IF_1)) == (2, 4, 8, 6)
     assert shape(build(tiny.IF_2), (8, 4), "float32") == (2, 8, 4, 6)
     assert shape(build(tiny.UPSCALER), (3, 5), "int32") == (2, 3, 5, 4)
@@ -65,9 +65,10 @@ SHARING = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHARING)
 def test_branches_share_the_layers_before_the_text(name):
-    """Three projected texts for each of two pictures give the same result as one picture per text, with less work.
+    """Three projected texts for each of two pictures give the same result as repeating the picture for each text, with
+    less work.
 
-    The tolerance is a relative L2 of 1e-12 in float64.
+    The tolerance is a relative L2 error of 1e-12 in float64.
     """
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):

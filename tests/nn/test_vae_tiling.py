@@ -1,4 +1,4 @@
-"""Decoding in tiles: memory, and the pixels inside and between tiles."""
+"""Decoding in tiles: memory use, and the pixels inside tiles and where tiles overlap."""
 
 import jax
 import numpy as np

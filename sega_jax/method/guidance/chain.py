@@ -10,7 +10,7 @@ from sega_jax.method.numerics import at_least_float32
 
 
 class Predictions(NamedTuple):
-    """The predictions of a network for one noisy state x_t. All branches see the same x_t.
+    """A network's predictions for one noisy state x_t. All branches see the same x_t.
 
     Only `sega` reads `edits`; in a chain without `sega`, `edits` may be None.
 
@@ -48,7 +48,8 @@ def wide(x: jax.Array) -> jax.Array:
 
 
 def lift(values: Any, like: jax.Array) -> jax.Array:
-    """Appends axes to values so that they broadcast against `like`. All values except booleans are cast to its dtype.
+    """Appends axes to values so that they broadcast against `like`. All values except booleans are cast to the dtype of
+    `like`.
 
     Args:
         values: One value, or an array [batch] or [batch, n].

@@ -47,8 +47,8 @@ class Edit:
         warmup: delta_k >= 0, the model call at which the concept begins to act, counted from 0.
         cooldown: kappa_k >= 0, the first model call at which the concept no longer acts; None means never.
         weight: w_k >= 0, the weight relative to the other concepts.
-        momentum_scale: s_m in [0, 1]; None uses the call's value (or, in `Edits.stack`, the value of its argument).
-        momentum_beta: beta in [0, 1]; None uses the call's value (or, in `Edits.stack`, the value of its argument).
+        momentum_scale: s_m in [0, 1]; None uses the call's value (in `Edits.stack`, its argument of this name).
+        momentum_beta: beta in [0, 1]; None uses the call's value (in `Edits.stack`, its argument of this name).
 
     Raises:
         TypeError, ValueError: A setting has the wrong type or is out of range.
@@ -167,7 +167,7 @@ class Edits(NamedTuple):
         Args:
             rows: A list with one list of edits for each row.
             n: The number of concepts in each row; None uses the length of the longest row.
-            momentum_scale, momentum_beta: Values in [0, 1] for edits that leave these settings at None.
+            momentum_scale, momentum_beta: Values in [0, 1] for edits in which these settings are None.
 
         Raises:
             TypeError: `rows` is not a list of lists of edits.
@@ -179,7 +179,9 @@ class Edits(NamedTuple):
             raise TypeError("Edits.stack takes lists of Edit objects, as in [[Edit('glasses')], []]")
         n = max((len(row) for row in rows), default=0) if n is None else n
         if any(len(row) > n for row in rows):
-            raise ValueError(f"a row has more edits than n={n}; give a larger n, or None for the longest row")
+            raise ValueError(
+                f"a row has more edits than n={n}; give a larger n, or None for the length of the longest row"
+            )
         shape = (len(rows), n)
         arrays = cls(
             scale=np.zeros(shape),

@@ -1,4 +1,4 @@
-"""The threshold mask of semantic guidance, from quantiles of magnitudes."""
+"""The threshold mask of semantic guidance, computed from quantiles of magnitudes."""
 
 import math
 
@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 SUPPORTS = ("channel", "latent", "pixel", "position")
 # Quantiles of up to this many values (entries x channels) are found by sorting. For more values, such as the logits of
-# a picture, sorting is slower than counting and needs several times their memory. TPUs always count, because sorts take
-# long to compile there.
+# a picture, sorting is slower than counting and needs several times the memory of the values. TPUs always use counting,
+# because sorting takes a long time to compile there.
 _SORTED = 2**20
 
 
@@ -20,7 +20,7 @@ def threshold_mask(magnitude: jax.Array, threshold: jax.Array, support: str) -> 
     Args:
         magnitude: |psi|, [batch, n, *space, channels].
         threshold: The quantile in [0, 1], [batch, n].
-        support: The values that share a quantile, one of `SUPPORTS`; see `sega`.
+        support: Which values share a quantile: one of `SUPPORTS`; see `sega`.
 
     Returns:
         bool [batch, n, *space, channels]; for "pixel", the last axis has length 1.
@@ -75,8 +75,9 @@ def _by_sorting(values: jax.Array, place: jax.Array) -> tuple[jax.Array, jax.Arr
 def _by_counting(values: jax.Array, place: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the same values as `_by_sorting`, to the last bit, without a sort.
 
-    Non-negative floats sort like their bit patterns, so the result is found bit by bit, from the highest. Each bit
-    takes one pass over the values, which counts the smaller entries. This needs little memory.
+    Non-negative floats sort like their bit patterns, so the result is found bit by bit, starting with the highest bit.
+    For each bit, one pass over the values counts the entries that are smaller than a candidate. This needs little
+    memory.
     """
     bits = 8 * values.dtype.itemsize - 1
     integer = jnp.dtype(f"int{bits + 1}")

@@ -51,6 +51,6 @@ def rescale(share: Any) -> optax.GradientTransformation:
 
 
 def _std(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """Returns the standard deviation, with a gradient of 0 instead of NaN where it is 0."""
+    """Returns the standard deviation, with a gradient of 0 instead of NaN where the deviation is 0."""
     variance = jnp.var(x, axes, keepdims=True)
     return jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)

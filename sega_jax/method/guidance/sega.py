@@ -37,30 +37,31 @@ def sega(edits: Edits, *, semantics: str = "diffusers", support: str = "channel"
     own quantile over the positions, as in diffusers, whereas the paper takes one quantile over all entries of a
     picture.
 
-    "diffusers" computes what diffusers does. While only some concepts are warm, it adds the sum of
-    gamma_k w_k / sum(w) over the warm ones, without momentum. Once all are warm, it adds sum_k edit_k. A cooled concept
-    is treated as a warm concept of weight 0, and its remaining momentum continues to act. Where diffusers divides 0 by
-    0 (all warm concepts have cooled down or have weight 0 while another is not warm yet), nothing is added.
+    "diffusers" computes the same as diffusers. While only some concepts are warm, it adds the sum of
+    gamma_k w_k / sum(w) over the warm concepts, without momentum. Once all are warm, it adds sum_k edit_k. A cooled
+    concept is treated as a warm concept of weight 0, and its remaining momentum continues to act. Where diffusers
+    divides 0 by 0 (all warm concepts have cooled down or have weight 0 while another concept is not yet warm), nothing
+    is added.
 
     "per_concept" treats the concepts independently of each other: it adds the sum of edit_k over the concepts with
-    warmup_k <= step < cooldown_k. Nothing is added after a concept's cool-down, and weights are never renormalised.
+    warmup_k <= step < cooldown_k. A concept adds nothing after its cool-down, and weights are never renormalised.
 
     `jax.grad` holds the threshold mask fixed. Derivatives with respect to lambda_k are therefore zero, and other
     derivatives ignore the jump where an entry crosses its quantile. At s_k = 0 all magnitudes are equal and every entry
     passes the mask.
 
     Args:
-        edits: The settings, arrays that broadcast to [batch, n]. If the settings are an argument of the jitted
+        edits: The settings, as arrays that broadcast to [batch, n]. If the settings are an argument of the jitted
             function, new values do not cause recompilation. If the function only closes over the settings, they are
             compiled into its program as constants.
         semantics: "diffusers" or "per_concept".
-        support: The values that share a quantile. "channel": the positions of one channel. "latent": all positions and
-            channels. "pixel": the positions, by their magnitude summed over channels, with one mask for all channels
-            (LEDITS++). "position": the channels of one position, for the logits of tokens.
+        support: Which values share a quantile. "channel": the positions of one channel. "latent": all positions and
+            channels. "pixel": the positions, with magnitudes summed over the channels and one mask for all channels
+            (LEDITS++). "position": the channels of one position, for token logits.
 
     Raises:
-        ValueError: `semantics` or `support` is unknown. `init` and `update` also raise it if the predictions for the
-            concepts are missing. `update` also raises it if the number of concepts in the settings is neither 1 nor the
+        ValueError: `semantics` or `support` is unknown. `init` and `update` also raise this error if the predictions
+            for the concepts are missing, and `update` if the number of concepts in the settings is neither 1 nor the
             number of concepts in the predictions.
 
     Example:
@@ -125,7 +126,7 @@ def _targets(preds: Predictions) -> jax.Array:
     """
     if preds.edits is None:
         raise ValueError(
-            "sega needs the predictions for its concepts, but Predictions.edits is None; give it an array"
+            "sega needs the predictions for its concepts, but Predictions.edits is None; set it to an array"
             " [batch, n, *space, channels], or leave sega out"
         )
     return preds.edits

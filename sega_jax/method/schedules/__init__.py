@@ -2,7 +2,7 @@
 
 A row holds the timestep for the network and the coefficients of the solver's update. The compiled loop scans over the
 rows. Changing the number of steps, the spacing, the prediction type or the betas changes only the numbers in the table,
-and so does changing to another solver of the same form.
+and so does switching to another solver of the same form.
 
 To add a scheduler, write a function that turns options and steps into a table, and add an entry to `FAMILIES`.
 """
@@ -47,7 +47,7 @@ class Config(dict[str, Any]):
 
 @dataclasses.dataclass(frozen=True)
 class Scheduler:
-    """The scheduler of a checkpoint, which returns the table for a number of steps.
+    """A checkpoint's scheduler. Its method `table` returns the table for a number of steps.
 
     Attributes:
         options: All options of the scheduler's class, from the config or the defaults; read-only.
@@ -107,15 +107,15 @@ class Scheduler:
         """Returns the table, with one row for each model call.
 
         Most solvers make one call for each step. The exceptions are PNDM with steps + 1 calls (steps + 9 without
-        `skip_prk_steps`), and Heun and KDPM2 with 2 steps - 1 calls.
+        `skip_prk_steps`), and Heun and KDPM2 with 2 * steps - 1 calls.
 
         Args:
             steps: The number of steps, spaced by `timestep_spacing`; or a descending list of timesteps; or the name of
                 one of DeepFloyd-IF's lists: fast27, smart27, smart50, smart100, smart185, super27, super40, super100.
-                To space a number of steps as DeepFloyd-IF's own code does, use the spacing "linspace"; the results
-                differ only in how some timesteps halfway between two integers are rounded.
+                To space the steps as in DeepFloyd-IF's own code, use the spacing "linspace"; only the rounding of some
+                timesteps halfway between two integers differs.
             strength: The share of the steps to run, in (0, 1]: the last int(steps * strength) steps, as in diffusers.
-                Multi-step solvers start there with an empty memory, with two exceptions, as in diffusers: LMS replaces
+                Multi-step solvers then start with an empty memory, with two exceptions, as in diffusers: LMS replaces
                 missing outputs with 0, and PNDM starts as described in `sega_jax.method.schedules.ddim_ddpm_pndm.pndm`.
 
         Raises:
@@ -161,7 +161,7 @@ class Scheduler:
 
 
 def _from(table: Row, call: int) -> Row:
-    """Returns the table's rows starting at call `call`, renumbered from 0."""
+    """Returns the rows of a table from call number `call` on, renumbered from 0."""
     table = jax.tree.map(lambda column: column[call:], table)
     return table._replace(call=np.arange(len(table.call), dtype=np.int32))
 

@@ -9,11 +9,11 @@ class Threshold(NamedTuple):
     """Dynamic thresholding of x0 (Saharia et al. 2022, section 2.3), for data in [-1, 1].
 
     Let s be the quantile of |x0| over all positions and channels of a picture, or 1 if the quantile is smaller. Then x0
-    is clipped to [-s, s] and divided by s. The upper bound of s comes from diffusers; the paper has none.
+    is clipped to [-s, s] and divided by s. The upper bound on s comes from diffusers; the paper has none.
     """
 
     ratio: Any  # the quantile, in [0, 1]
-    most: Any  # the upper bound of s
+    most: Any  # the upper bound on s
 
 
 class DDIMRow(NamedTuple):
@@ -26,18 +26,18 @@ class DDIMRow(NamedTuple):
     x0_from_output: Any
     eps_from_x: Any
     eps_from_output: Any
-    clip: Any  # the bound of |x0|; infinite for no bound
+    clip: Any  # the bound on |x0|; infinity means no bound
     threshold: Threshold | None  # replaces the bound
     x0_scale: Any  # sqrt(abar_prev)
-    variance: Any  # 1 - abar_prev, shared by eps and the fresh noise
+    variance: Any  # 1 - abar_prev, split between eps and the fresh noise
     sigma: Any  # the standard deviation of the fresh noise at eta = 1 (eq. 16)
 
 
 class TCDRow(NamedTuple):
-    """The coefficients of an update of trajectory consistency sampling (Zheng et al. 2024, algorithm 4).
+    """The coefficients of an update in trajectory consistency sampling (Zheng et al. 2024, algorithm 4).
 
     The network's step takes x to timestep s = floor((1 - eta) following), and fresh noise takes it back up to
-    `following`. The two together are equivalent to a DDIM update whose share of fresh noise depends on s. Fields that
+    `following`. Together, the two are equivalent to a DDIM update whose share of fresh noise depends on s. Fields that
     also exist in `DDIMRow` have the same meaning.
     """
 
@@ -46,7 +46,7 @@ class TCDRow(NamedTuple):
     eps_from_x: Any
     eps_from_output: Any
     x0_scale: Any  # sqrt(abar_following)
-    variance: Any  # 1 - abar_following, shared by eps and the fresh noise
+    variance: Any  # 1 - abar_following, split between eps and the fresh noise
     following: Any  # the timestep of the next call; 0 for the last call
     sigma: Any  # [timesteps], the standard deviation of the fresh noise for each s: sqrt(1 - abar_following / abar_s)
 
@@ -70,7 +70,7 @@ class MultistepRow(NamedTuple):
 
     m_from_x: Any
     m_from_output: Any
-    clip: Any  # the bound of |m_0|; infinite for no bound
+    clip: Any  # the bound on |m_0|; infinity means no bound
     threshold: Threshold | None  # replaces the bound if m_0 is x0
     start_from_x: Any
     start_from_start: Any
@@ -83,7 +83,7 @@ class MultistepRow(NamedTuple):
 
 
 class TokenRow(NamedTuple):
-    """The parameters of one update of the tokens (Rampas et al. 2022)."""
+    """The parameters of one token update (Rampas et al. 2022)."""
 
     temperature: Any  # the guided logits are divided by it
     noise: Any  # in [0, 1], the share of positions that are reset to their initial tokens
@@ -94,7 +94,7 @@ class Row(NamedTuple):
     """A model call. In a table, every field has a leading axis [calls]."""
 
     call: Any  # int32, counted from 0; it seeds the noise that the call draws
-    live: Any  # bool; False for rows that only pad a chunk, which are skipped
+    live: Any  # bool; False for rows that only pad a chunk; these are skipped
     timestep: Any  # float, in units of training timesteps
     input_scale: Any  # float, the factor that scales x for the network
     initial_scale: Any  # float, the standard deviation of the initial noise; the same for all calls
@@ -148,7 +148,7 @@ def multistep(
     remember: Any = True,
     memory: int = 3,
 ) -> MultistepRow:
-    """Returns the coefficients of `count` calls.
+    """Returns the coefficients for `count` calls.
 
     Each coefficient is a number or an array [count]; coefficients of the memory may also be arrays [count, n] with n up
     to 1 + memory.

@@ -1,7 +1,7 @@
 """Tables of the samplers for few-step distilled networks: LCM (Luo et al. 2023) and TCD (Zheng et al. 2024).
 
-The network was distilled at `original_inference_steps` evenly spaced timesteps, and the samplers use some of them. As
-in diffusers, `timestep_spacing` and `steps_offset` have no effect.
+The network was distilled at `original_inference_steps` evenly spaced timesteps, and the samplers use a subset of these
+timesteps. As in diffusers, `timestep_spacing` and `steps_offset` have no effect.
 """
 
 import numpy as np
@@ -49,7 +49,7 @@ def lcm(options: Options, steps: int) -> Row:
 def tcd(options: Options, steps: int) -> Row:
     """Returns the table of trajectory consistency sampling, where eta sets how far below the next timestep a call goes.
 
-    As in diffusers, sampling ends at timestep 0, so the noise of timestep 0 remains. Also as in diffusers,
+    As in diffusers, sampling ends at timestep 0, so the noise at timestep 0 remains. Also as in diffusers,
     `clip_sample` and `thresholding` have no effect.
     """
     bars, t = cumulative(options), _timesteps(options, steps)

@@ -1,8 +1,8 @@
 """Tables of the solvers that step along abar (DDIM, DDPM and PNDM), and of IPNDM, which has no betas.
 
 Their state is x = a x0 + b eps with a = sqrt(abar) and b = sqrt(1 - abar). Where betas are zero, there is no noise
-(b = 0) and x is already x0. At such timesteps, a call of DDIM or DDPM returns x0, which is x itself unless the network
-predicts x0 or x0 is clipped, and a call of PNDM leaves x unchanged.
+(b = 0) and x is already x0. At such timesteps, a DDIM or DDPM call returns x0, which is x itself unless the network
+predicts x0 or x0 is clipped. A PNDM call leaves x unchanged.
 """
 
 import itertools
@@ -42,7 +42,7 @@ def _over(numerator: Any, denominator: np.ndarray) -> np.ndarray:
 
 
 def clip_of(options: Options) -> float:
-    """Returns the bound of |x0|; infinite for no bound."""
+    """Returns the bound on |x0|; infinity means no bound."""
     return options["clip_sample_range"] if options["clip_sample"] else math.inf
 
 
@@ -70,7 +70,7 @@ def _at(options: Options, bars: np.ndarray, t: np.ndarray) -> np.ndarray:
 def ddim(options: Options, steps: int) -> Row:
     """Returns the table of DDIM (Song et al. 2021).
 
-    A step goes from t to t - T // steps for every spacing, as in diffusers; with a list of timesteps, it goes to the
+    A step goes from t to t - T // steps with every spacing, as in diffusers; with a list of timesteps, it goes to the
     next entry.
     """
     bars, t = cumulative(options), spaced(options, steps).astype(int)
@@ -127,7 +127,7 @@ def ddpm(options: Options, steps: int) -> Row:
     return table(t, solver, shares=(np.sqrt(now), np.sqrt(1 - now)))
 
 
-# {order: weights} of the Adams-Bashforth method with equal steps.
+# {order: weights} for the Adams-Bashforth method with equal steps.
 _ADAMS = np.array(
     [[1, 0, 0, 0], [3 / 2, -1 / 2, 0, 0], [23 / 12, -16 / 12, 5 / 12, 0], np.array([55, -59, 37, -9]) / 24]
 )
@@ -139,7 +139,7 @@ def pndm(options: Options, steps: int) -> Row:
     It starts with twelve Runge-Kutta calls (algorithm 2). With `skip_prk_steps`, it starts with lower orders instead,
     as in Katherine Crowson's sampler. The linear multi-step formula (eq. 12) follows.
 
-    The memory holds outputs of the network. With v-prediction, the weighted mean of the outputs is converted to eps at
+    The memory holds the network's outputs. With v-prediction, the weighted mean of the outputs is converted to eps at
     the start of the step.
 
     If sampling begins after the first step, the first calls that run use the lower orders, as in diffusers. The second
@@ -185,7 +185,7 @@ def _low_orders(t: np.ndarray, stride: int, begin: int) -> tuple:
 def _runge_kutta(t: np.ndarray, stride: int, begin: int) -> tuple:
     """Plans the calls for a start with three Runge-Kutta steps.
 
-    Each of these steps makes four calls: at its beginning, twice in its middle, and at its end.
+    Each of these steps makes four calls: one at its beginning, two at its midpoint and one at its end.
     """
     t = t[begin:]
     if len(t) < 4:
@@ -212,9 +212,9 @@ def _runge_kutta(t: np.ndarray, stride: int, begin: int) -> tuple:
 def ipndm(options: Options, steps: int) -> Row:
     """Returns the table of IPNDM: PNDM's linear multi-step formula (Liu et al. 2022, eq. 12), with lower orders first.
 
-    It is for networks that predict v = a eps - b x0 at times t from 1 to 0. The times are evenly spaced, and a step
-    that starts at t starts from b = sin²(pi t / 2). At the first step there is no signal (a = 0), and the next x is
-    only noise, as in diffusers.
+    It is for networks that predict v = a eps - b x0 at times t from 1 to 0. The steps start at evenly spaced times, and
+    b = sin²(pi t / 2) at a start time t. At the first step there is no signal (a = 0), and the next x is only noise, as
+    in diffusers.
     """
     if "timesteps" in options:
         raise ValueError("IPNDM determines its own times from 1 to 0; give a number of steps, not timesteps")

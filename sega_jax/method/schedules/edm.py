@@ -1,9 +1,9 @@
-"""Tables of Euler and multi-step DPM-Solver++ for networks trained with EDM's preconditioning, such as Playground 2.5
-(Karras et al. 2022, table 1 and section 5).
+"""Tables of Euler and multi-step DPM-Solver++ for networks trained with EDM's preconditioning (Karras et al. 2022,
+table 1 and section 5), such as Playground 2.5.
 
 The state is x0 + sigma eps. The network's input is the state divided by sqrt(sigma² + sigma_data²), its timestep is
-log(sigma) / 4, and its output is mixed with x by c_skip and c_out. There are no betas: sigma falls from `sigma_max` to
-`sigma_min`, and `num_train_timesteps` only limits the number of steps.
+log(sigma) / 4, and x and the output are mixed with the weights c_skip and c_out. There are no betas: sigma falls from
+`sigma_max` to `sigma_min`, and `num_train_timesteps` only limits the number of steps.
 """
 
 import math
@@ -33,7 +33,7 @@ def _sigmas(options: Options, steps: int) -> np.ndarray:
 
 
 def _x0(options: Options, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (c_skip, c_out) with x0 = c_skip x + c_out output."""
+    """Returns (c_skip, c_out) such that x0 = c_skip x + c_out output."""
     data = options["sigma_data"]
     out = sigma * data / np.hypot(sigma, data)
     return data**2 / (sigma**2 + data**2), -out if options["prediction_type"] == "v_prediction" else out
@@ -50,7 +50,7 @@ def _table(options: Options, sigma: np.ndarray, solver: MultistepRow) -> Row:
 
 
 def euler(options: Options, steps: int) -> Row:
-    """Returns the table of Euler steps (Karras et al. 2022, algorithm 2 without churn and second-order correction)."""
+    """Returns the table of Euler steps (Karras et al. 2022, algorithm 2 without churn or second-order correction)."""
     sigmas = _sigmas(options, steps)
     skip, out = _x0(options, sigmas[:-1])
     solver = multistep(steps, m=((1 - skip) / sigmas[:-1], -out / sigmas[:-1]), x=(1.0, np.diff(sigmas)))

@@ -59,8 +59,8 @@ def _path(options: Options, steps: int, *, rounded: bool = True, own_end: bool =
 def _distinct(path: NoisePath, i: int, order: int) -> int:
     """Returns the highest possible order of a step from point i, up to `order`.
 
-    A step can use only points with distinct noise levels. Two points have the same noise where betas are zero, or where
-    the same timestep appears twice.
+    A step can use only points with distinct noise levels. Two points have the same noise level where betas are zero, or
+    where the same timestep appears twice.
     """
     while order > 1 and not np.diff(path.log_snr[i + 1 - order : i + 1]).all():
         order -= 1
@@ -72,7 +72,7 @@ def _table(options: Options, path: NoisePath, solver: MultistepRow) -> Row:
 
 
 def _form(options: Options, path: NoisePath, *, data: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (p, q) so that p x + q output is x0 if `data` is true, otherwise eps."""
+    """Returns (p, q) such that p x + q output is x0 if `data` is true, otherwise eps."""
     return (x0_form if data else eps_form)(options, path.alpha[:-1], path.sigma[:-1])
 
 
@@ -91,7 +91,7 @@ def dpm_multistep(options: Options, path: NoisePath, form: tuple[np.ndarray, np.
     """Returns the coefficients of multi-step DPM-Solver along any path.
 
     Args:
-        form: (p, q), each [calls], so that p x + q output is the remembered quantity.
+        form: (p, q), each [calls], such that p x + q output is the remembered quantity.
     """
     count, kind = len(path.timesteps), options["algorithm_type"]
     from_x, noise, weights = np.zeros(count), np.zeros(count), np.zeros((count, 3))
@@ -141,8 +141,7 @@ def dpm_singlestep(options: Options, steps: int) -> Row:
         if order == 1:
             weights[i, 0] = value
             continue
-        # The positions of the outputs as fractions of the step, and the slopes from the last output and the one before
-        # it.
+        # The positions of the outputs as fractions of the step, and the slopes from the last two outputs.
         span = path.log_snr[start : i + 2] - path.log_snr[start]
         if order == 2:
             r = span[1] / span[2]
@@ -172,12 +171,12 @@ def dpm_singlestep(options: Options, steps: int) -> Row:
 def _dpm_gains(kind: str, path: NoisePath, i: int, j: int) -> tuple[float, float, float, float, float]:
     """Returns the five coefficients of a step from point i to j.
 
-    They are the factors of x, the fresh noise, the remembered quantity, its slope and its bend (second derivative) over
-    the step. The last two are meaningless if the step in lambda is infinite.
+    They multiply x, the fresh noise, the remembered quantity, and its slope and bend (second derivative) over the step.
+    The last two are meaningless if the step in lambda is infinite.
     """
     (alpha, alpha_to), (sigma, sigma_to) = path.alpha[[i, j]], path.sigma[[i, j]]
     if sigma == sigma_to:
-        return alpha_to / alpha, 0.0, 0.0, 0.0, 0.0  # this includes steps between two points without noise
+        return alpha_to / alpha, 0.0, 0.0, 0.0, 0.0  # also applies to steps between two points without noise
     h = path.log_snr[j] - path.log_snr[i]
     sde = kind.startswith("sde")
     with np.errstate(invalid="ignore"):
@@ -261,8 +260,8 @@ def unipc(options: Options, steps: int) -> Row:
 def _unipc_step(options: Options, path: NoisePath, i: int, order: int, *, corrects: bool) -> tuple[float, np.ndarray]:
     """Returns the coefficients of a step from point i to i + 1.
 
-    They are the factors of x at point i and of the remembered quantities [1 + solver_order], newest first. The newest
-    quantity belongs to point i + 1 in the corrector, and to point i in the predictor.
+    They multiply x at point i and the remembered quantities [1 + solver_order], newest first. The newest quantity
+    belongs to point i + 1 in the corrector, and to point i in the predictor.
     """
     (alpha, alpha_to), (sigma, sigma_to) = path.alpha[i : i + 2], path.sigma[i : i + 2]
     data, weights = options["predict_x0"], np.zeros(2 + options["solver_order"])  # weights[0] belongs to point i + 1
@@ -284,7 +283,7 @@ def _unipc_step(options: Options, path: NoisePath, i: int, order: int, *, correc
             phi = (phi / hh if np.isfinite(hh) else 0.0) - 1 / math.factorial(k + 1)
         matrix = ratios ** np.arange(unknown)[:, None]
         solved = np.linalg.solve(matrix[:, :unknown], right[:unknown])
-        # At the lowest orders the paper uses 1/2, which has the right order for every B.
+        # At the lowest orders the paper uses 1/2, which gives the right order for every B.
         rho = np.array([0.5]) if unknown == 1 else solved
         for k, (r, ratio) in enumerate(zip(rho, ratios, strict=False), 1):
             weights[0 if k == order else k + 1] -= scale * bound * r / ratio

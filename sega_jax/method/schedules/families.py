@@ -218,7 +218,7 @@ _NUMBERS = {
     "sigma_data": (int | float, lambda v: 0 < v < math.inf, "a positive number"),
     "rho": (int | float, lambda v: 0 < v < math.inf, "a positive number"),
     "timestep_scaling": (int | float, lambda v: 0 < v < math.inf, "a positive number"),
-    "lambda_min_clipped": (int | float, lambda v: v < 0, "a negative number, the minimum log of signal over noise"),
+    "lambda_min_clipped": (int | float, lambda v: v < 0, "a negative number, the minimum of log(signal / noise)"),
 }
 # Options that any config may have, because diffusers' schedulers can be created from each other's configs.
 _FOREIGN = {
@@ -325,7 +325,7 @@ def _check_together(options: Options) -> None:
         raise ValueError(f"original_inference_steps={count} should be at most num_train_timesteps={total}")
     spacings = [key for key in _RESPACED if options.get(key)]
     if len(spacings) > 1:
-        raise ValueError(f"{' and '.join(spacings)} exclude each other; use one of them")
+        raise ValueError(f"{' and '.join(spacings)} cannot be combined; use only one of them")
     low, high = options.get("sigma_min"), options.get("sigma_max")
     if low is not None and high is not None and low >= high:
         raise ValueError(f"sigma_min={low} should be below sigma_max={high}")

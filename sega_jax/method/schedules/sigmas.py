@@ -64,7 +64,7 @@ def _table(options: Options, t: np.ndarray, sigma: np.ndarray, solver: Multistep
 
 
 def euler(options: Options, steps: int) -> Row:
-    """Returns the table of Euler steps (Karras et al. 2022, algorithm 2 without churn and second-order correction)."""
+    """Returns the table of Euler steps (Karras et al. 2022, algorithm 2 without churn or second-order correction)."""
     t, sigmas = _path(options, steps)
     solver = multistep(steps, m=_derivative(options, sigmas[:-1]), x=(1.0, np.diff(sigmas)))
     return _table(options, t, sigmas[:-1], solver)
@@ -88,7 +88,7 @@ def _ancestral(sigmas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def heun(options: Options, steps: int) -> Row:
     """Returns the table of Heun's method (Karras et al. 2022, algorithm 1 without churn).
 
-    It has 2 steps - 1 calls, because every step except the last has two calls.
+    It has 2 * steps - 1 calls, because every step except the last has two.
     """
     t, sigmas = _path(options, steps)
     call = np.arange(2 * steps - 1)
@@ -112,7 +112,7 @@ def heun(options: Options, steps: int) -> Row:
 def kdpm2(options: Options, steps: int) -> Row:
     """Returns the table of DPM-Solver-2 (Lu et al. 2022, algorithm 1), which steps along sigma as in k-diffusion.
 
-    It has 2 steps - 1 calls: every step except the last has a second call at its logarithmic midpoint, and the
+    It has 2 * steps - 1 calls: every step except the last has a second call at its logarithmic midpoint, and the
     derivative there is used for the entire step.
     """
     return _in_the_middle(options, steps, ancestral=False)
@@ -156,7 +156,7 @@ def lms(options: Options, steps: int, order: int = 4) -> Row:
     for i, step in enumerate(np.diff(sigmas)):
         if not step:
             continue
-        # Nodes are relative to the start of this step and in units of its length, which avoids cancellation of digits.
+        # Nodes are relative to the start of this step and in units of its length, which avoids cancellation errors.
         nodes = (sigmas[max(i - order + 1, 0) : i + 1][::-1] - sigmas[i]) / step
         # If several calls have the same noise level, only the newest is used.
         distinct = [k for k, node in enumerate(nodes) if node not in nodes[:k]]

@@ -56,7 +56,7 @@ def spaced(options: Options, steps: int, *, rounded: bool = True) -> np.ndarray:
         rounded: Whether to round the timesteps of the spacing "linspace" to integers.
 
     Raises:
-        ValueError: With `steps_offset`, a timestep exceeds the training timesteps.
+        ValueError: `steps_offset` moves a timestep beyond the last training timestep.
     """
     if "timesteps" in options:
         return options["timesteps"]
@@ -80,7 +80,7 @@ def spaced_before_end(options: Options, steps: int, total: int) -> np.ndarray:
         total: The number of training timesteps to use, starting at timestep 0.
 
     Raises:
-        ValueError: With `steps_offset`, a timestep exceeds the training timesteps.
+        ValueError: `steps_offset` moves a timestep beyond the last training timestep.
     """
     if "timesteps" in options:
         return options["timesteps"]
@@ -160,7 +160,7 @@ NAMED = {
 
 
 def given_timesteps(steps: Any, total: int) -> np.ndarray:
-    """Checks a list of timesteps, or looks up a named one, and returns it as descending int64 [calls].
+    """Checks a list of timesteps, or looks up a named list, and returns it as descending int64 [calls].
 
     Args:
         steps: Descending integers, or a key of `NAMED`.
@@ -169,7 +169,7 @@ def given_timesteps(steps: Any, total: int) -> np.ndarray:
     Raises:
         TypeError: `steps` is neither a string nor a list of integers.
         ValueError: The name is unknown, the named list needs more training timesteps, the timesteps do not descend, or
-            one of them is not from 0 to total - 1.
+            one of them is not between 0 and total - 1.
     """
     if isinstance(steps, str):
         if steps not in NAMED:
@@ -210,7 +210,7 @@ def _sections(counts: tuple[int, ...], total: int) -> np.ndarray:
                 f"a section has only {length} of the {total} training timesteps, but the named list needs {count} of"
                 " them; give a list of timesteps or a number of steps"
             )
-        # The sum of strides decides how halves are rounded, as in the original code.
+        # Strides are summed as in the original code, because this affects how halves are rounded.
         strides = np.full(count - 1, (length - 1) / max(count - 1, 1))
         timesteps.append(start + np.cumsum([0.0, *strides]).round())
         start += length

@@ -11,15 +11,15 @@ def renoising(steps: int, *, renoise_steps: int | None = None, temperature: tupl
     Time falls from 1 to 0 in equal steps, and the share of renoised positions falls with it.
 
     Args:
-        steps: The number of steps, each of which is one model call.
+        steps: The number of steps. Each step is one model call.
         renoise_steps: The number of steps, counted from the first, that renoise positions; None means all except the
             last.
         temperature: The temperatures of the first and the last step, both positive. The temperatures between them are
             evenly spaced.
 
     Raises:
-        ValueError: `steps` is below 1, `renoise_steps` is not from 0 to `steps`, or `temperature` is not two positive
-            numbers.
+        ValueError: `steps` is below 1, `renoise_steps` is not between 0 and `steps`, or `temperature` is not a pair of
+            positive numbers.
     """
     renoise_steps = steps - 1 if renoise_steps is None else renoise_steps
     if steps < 1:

@@ -33,7 +33,7 @@ class FeedForward(nnx.Module):
     """A GEGLU and a linear layer."""
 
     def __init__(self, channels: int):
-        # None replaces the dropout of torch's list, which has no parameters.
+        # None replaces the dropout in torch's list, which has no parameters.
         self.net: nnx.List[Any] = nnx.List([GEGLU(channels, 4 * channels), None, Linear(4 * channels, channels)])
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -74,7 +74,8 @@ class Transformer(nnx.Module):
 
     def __init__(self, c: UNetConfig, level: int, layers: int, implementation: str, *, only_cross: bool = False):
         channels = c.block_out_channels[level]
-        # SD 1.x projects with 1x1 convolutions and SD 2.x with linear layers; only their shapes in files differ.
+        # SD 1.x projects with 1x1 convolutions and SD 2.x with linear layers; only the shapes of the stored weights
+        # differ.
         project = Linear if c.use_linear_projection else lambda i, o: Conv(i, o, 1)
         self.norm = GroupNorm(c.norm_num_groups, channels, 1e-6)
         self.proj_in = project(channels, channels)

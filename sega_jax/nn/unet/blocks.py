@@ -1,6 +1,6 @@
 """The levels of a UNet: resnets, attention in some levels, and resampling to the next level.
 
-The argument `text` has one entry for each module in `attentions`: the result of its `project`.
+The argument `text` has one entry for each module in `attentions`: the result of the module's `project`.
 """
 
 from collections.abc import Callable, Sequence
@@ -133,7 +133,7 @@ class UpBlock(nnx.Module):
             if self.attentions:
                 x = self.attentions[i](x, text[i])
         for up in self.upsamplers:
-            # If downsampling rounded an odd size up, the doubled size is too large by one row or column.
+            # If downsampling rounded an odd size up, doubling gives one row or column too many.
             x = up(x, embedding) if isinstance(up, ResnetBlock) else up(x, skips[-1].shape[1:3])
         return x
 

@@ -223,7 +223,7 @@ class UNetConfig(NamedTuple):
             )
 
     def transformer_layers(self, level: int, *, up: bool = False) -> tuple[int, ...]:
-        """Returns the number of layers of each transformer of a level, on the way down or up."""
+        """Returns the number of layers in each transformer of a level, on the way down or up."""
         reverse = self.reverse_transformer_layers_per_block
         count = self.level("layers_per_block", level) + up
         if up and reverse:
@@ -239,7 +239,7 @@ class UNetConfig(NamedTuple):
 
     @property
     def middle_layers(self) -> int:
-        """The number of layers of the transformer in the mid block."""
+        """The number of layers in the mid block's transformer."""
         layers: Any = self.level("transformer_layers_per_block", len(self.block_out_channels) - 1)
         return layers[0] if isinstance(layers, tuple) else layers
 
@@ -267,8 +267,8 @@ class UNetConfig(NamedTuple):
 
     @property
     def adds_keys(self) -> bool:
-        """Whether the network belongs to DeepFloyd-IF's family, whose attention joins the keys of the text and the
-        picture."""
+        """Whether the network belongs to DeepFloyd-IF's family, whose attention concatenates the keys from the text and
+        from the picture."""
         return self.mid_block_type == _SIMPLE
 
     @property

@@ -1,4 +1,4 @@
-"""The embeddings of the timestep, the guidance scale and the pooled text. Each of them consists of one vector for each
+"""The embeddings of the timestep, the guidance scale and the pooled text. Each embedding is one vector for each
 picture."""
 
 import math

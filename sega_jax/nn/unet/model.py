@@ -21,7 +21,7 @@ class Context(NamedTuple):
 
 
 class Projected(NamedTuple):
-    """A context as projected by a UNet, shared by all timesteps and all x."""
+    """A context projected by a UNet, shared by all timesteps and all x."""
 
     pooled: jax.Array | None  # [batch, embedding], added to the timestep's embedding; None if there is none
     attended: list[list[Any]]  # for each block, the keys and values of its attention modules
@@ -40,8 +40,8 @@ class UNet2DConditionModel(nnx.Module):
             [batch, tokens, encoder_hid_dim], for Stable Diffusion XL a `Context`.
         class_labels: [batch], for upscalers only: the noise level of the low-resolution picture, whose channels are
             part of x. It is an integer below `num_class_embeds`; for DeepFloyd-IF, it may be any number.
-        guidance: [batch, time_cond_proj_dim], for UNets with this option only: `guidance_embedding` of the guidance
-            scale.
+        guidance: [batch, time_cond_proj_dim], for UNets with this option only: the result of `guidance_embedding` for
+            the guidance scale.
 
     The context may have several adjacent branches for each row of x, [batch x branches, tokens, ...]. The output then
     has batch x branches rows, and the layers before the first use of text are computed once for all branches.
