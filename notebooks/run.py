@@ -5,10 +5,10 @@
 
 Each guide runs in a fresh kernel, in an empty folder, on the CPU. Guides that use the demo model keep their outputs, so
 that readers see the pictures on GitHub. `WITHOUT_OUTPUTS` names the guides that need a published checkpoint: they are
-cleaned and do not run. Progress bars and the times of execution are never kept.
+cleaned but not run. Progress bars and execution times are never kept.
 
-The command ends with exit status 1 if a guide fails, warns, or breaks a rule of `problems`. It needs `pip install
-".[test]"`. `tests/test_notebooks.py` runs every guide and checks the same rules.
+The command ends with exit status 1 if a guide fails, warns, or breaks a rule that `problems` checks. It needs
+`pip install ".[test]"`. `tests/test_notebooks.py` runs every guide and checks the same rules.
 """
 
 import base64
@@ -53,7 +53,7 @@ def warnings(notebook: nbformat.NotebookNode) -> list[str]:
 
 
 def clean(notebook: nbformat.NotebookNode, outputs: bool) -> nbformat.NotebookNode:
-    """Removes what differs from run to run, and the outputs unless they are to be kept."""
+    """Removes content that differs between runs, and also the outputs if `outputs` is False."""
     notebook.metadata = {
         **{name: notebook.metadata[name] for name in ("accelerator", "colab") if name in notebook.metadata},
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -69,12 +69,12 @@ def clean(notebook: nbformat.NotebookNode, outputs: bool) -> nbformat.NotebookNo
 
 
 def problems(notebook: nbformat.NotebookNode, outputs: bool) -> list[str]:
-    """Returns the rules for committed guides that a notebook breaks, one sentence each."""
+    """Returns a sentence for each rule for committed guides that a notebook breaks."""
     if not outputs:
         return ["this guide should be committed without outputs"] if any(_outputs(notebook)) else []
     broken = []
     if (size := len(nbformat.writes(notebook))) > MOST_BYTES:
-        broken.append(f"the guide has {size} bytes, at most {MOST_BYTES} are allowed")
+        broken.append(f"the guide has {size} bytes; at most {MOST_BYTES} are allowed")
     if not any(map(has_picture, notebook.cells)):
         broken.append("the guide shows no picture")
     for cell in notebook.cells:
@@ -82,7 +82,7 @@ def problems(notebook: nbformat.NotebookNode, outputs: bool) -> list[str]:
             broken.append(f"{cell.id} has metadata: {dict(cell.metadata)}")
         for output in cell.get("outputs", []):
             if output.output_type == "error" or output.get("name") == "stderr":
-                broken.append(f"{cell.id} has output of an error, a warning or a progress bar")
+                broken.append(f"{cell.id} shows an error, a warning or a progress bar")
             data = output.get("data", {"text/plain": output.get("text", "")})
             for path in _ABSOLUTE_PATH.findall(" ".join(text for kind, text in data.items() if kind != "image/png")):
                 broken.append(f"{cell.id} shows an absolute path: {path}...")
@@ -105,7 +105,7 @@ def _cleaned(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
         output.execution_count = None
     if "data" in output:
         output.metadata = {}
-        # A picture also comes with its description, which contains its address in memory or its size.
+        # The output of a picture also contains a text description with the picture's memory address or size.
         keep = ("image/png",) if "image/png" in output.data else ("text/plain", "text/html", "text/markdown")
         output.data = {kind: value for kind, value in output.data.items() if kind in keep}
         if "image/png" in output.data:
@@ -114,7 +114,7 @@ def _cleaned(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def _joined(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
-    """Joins printed texts that follow each other, because kernels cut them at random lines."""
+    """Joins consecutive printed texts, because kernels split them at arbitrary lines."""
     joined: list[nbformat.NotebookNode] = []
     for output in outputs:
         if joined and output.output_type == joined[-1].output_type == "stream":
@@ -148,7 +148,7 @@ def refresh(path: Path) -> list[str]:
 
 
 def main(names: list[str]) -> int:
-    """Refreshes the guides of these names, or all of them, and returns the exit status."""
+    """Refreshes the named guides, or all guides if no names are given, and returns the exit status."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     paths = [FOLDER / f"{Path(name).stem}.ipynb" for name in names] or sorted(FOLDER.glob("*.ipynb"))
     report = {path.stem: refresh(path) for path in paths}

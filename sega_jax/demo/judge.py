@@ -1,11 +1,11 @@
-"""The judge: a classifier of the attributes of portraits. Evaluations and sweep metrics use it.
+"""The judge: a network that classifies the attributes of portraits. Evaluations and sweep metrics use it.
 
     python -m sega_jax.demo.judge --out judge.safetensors    # takes a minute on an H200
     python -m sega_jax.demo.judge --check
 
 The first command trains a judge. Both commands print the judge's accuracy on portraits that it was not trained on, both
 as drawn and after the model's autoencoder has encoded and decoded them. Training the judge and measuring its accuracy
-require drawn portraits, so those functions import `sega_jax.demo.training`. Using the judge does not need it.
+require drawn portraits, so those functions import `sega_jax.demo.training`. Using the judge does not need that package.
 """
 
 import functools

@@ -33,7 +33,7 @@ def draw(attributes):
 
 
 class Editor:
-    """A simulated pipeline that draws a seed's portrait and applies edits with scales of at least 2.
+    """A simulated pipeline that draws a portrait from a seed and applies edits with scales of at least 2.
 
     By default its edits are perfect. `spoils` is an attribute that every edit also changes. `ignored` lists words
     without effect. With `swaps`, removing a word replaces its attribute with an alternative, such as glasses with

@@ -99,7 +99,7 @@ def test_attributes_change_only_their_region(name):
 
 
 def test_colours_are_distinct():
-    """Any two colours of an attribute are at least 0.2 apart, in rgb in [0, 1]."""
+    """Any two colours of an attribute are at least 0.2 apart in RGB, scaled to [0, 1]."""
     for colours in portraits._COLOURS.values():
         table = np.array([[int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)] for c in dict.fromkeys(colours)])
         distance = np.linalg.norm(table[:, None] - table[None], axis=-1) + np.eye(len(table))

@@ -6,13 +6,13 @@
 
 The command writes picture grids and results.json, which has a list of measurements for each study.
 `sega_jax.demo.evaluate.report` makes tables and plots from them. Adding a word is tested on seeds whose picture lacks
-it, and removing a word on seeds whose picture has it. The judge classifies each picture and the unedited picture of the
-same seed. Removal succeeds only if no alternative of the word appears, so every method also removes the alternatives
-(for glasses, also sunglasses). The other methods start from the same noise as semantic guidance:
+it, and removing a word on seeds whose picture has it. The judge classifies each picture and the unedited picture with
+the same seed. Removal succeeds only if no alternative to the word appears, so every method also removes the
+alternatives (for glasses, also sunglasses). The other methods start from the same noise as semantic guidance:
 
     prompt       adds the word to the prompt
     negative     puts the words to remove into the negative prompt
-    conjunction  adds terms as in classifier-free guidance, without threshold, warm-up and momentum (Liu et al. 2022)
+    conjunction  adds terms as in classifier-free guidance, without threshold, warm-up or momentum (Liu et al. 2022)
 """
 
 from collections.abc import Mapping, Sequence
@@ -100,7 +100,7 @@ class DiffusionEvaluation(Evaluation):
             if not chosen:
                 continue
             words = [orders[i][:count] for i in chosen]
-            # Every row is padded to five edits with edits of weight 0, so that one program serves all numbers of edits.
+            # Every row is padded to five edits with edits of weight 0, so that one program serves any number of edits.
             idle = (Edit("", weight=0.0, warmup=0),) * (5 - count)
             rows = [
                 requests[i]._replace(edits=(*map(settings.add, row), *idle))

@@ -1,4 +1,4 @@
-"""Runs evaluations: makes original pictures, edits those that an edit can change, and writes results.json."""
+"""Runs evaluations: makes original pictures, edits the ones that an edit can change, and writes results.json."""
 
 import dataclasses
 import inspect
@@ -160,7 +160,7 @@ def options(
     """Returns a decorator that gives a command the argument FOLDER and the options that evaluations share.
 
     Args:
-        seeds, first_seed, words, studies, batch: the defaults of the options. `studies` also lists all known studies.
+        seeds, first_seed, words, studies, batch: the defaults of the options. `studies` also lists the known studies.
     """
     words, studies = list(words), list(studies)
     decorators = [

@@ -12,7 +12,7 @@ ACTIONS = ("add", "remove")
 METHODS = {"add": ("sega", "conjunction", "prompt"), "remove": ("sega", "conjunction", "negative")}
 
 Change = Callable[[Request], Request]
-# How a prompt introduces words. Words that are not listed are introduced by "with".
+# How a prompt introduces words. All other words follow "with".
 _PHRASES = {"bald": "with a bald head", "sad": "with a sad face"}
 _ARTICLES = {"neutral face", "smile", "open mouth", "beard", "moustache"}
 _VERBS = {"hat": "wearing a", "clothes": "wearing a", "clothes colour": "wearing", "background": "on a"}
@@ -34,7 +34,7 @@ def change_by(method: str, word: str, action: str, strength: float | None = None
         action: "add" or "remove".
         strength: the scale of the edits, or, for "prompt" and "negative", the guidance scale; None uses the recommended
             value.
-        options: settings of SEGA's edits that replace the recommended ones. A scale is positive for both actions.
+        options: settings of SEGA's edits that replace the recommended ones. The scale is positive for both actions.
     """
     sign = 1 if action == "add" else -1
     if method == "prompt":

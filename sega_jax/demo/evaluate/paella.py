@@ -6,8 +6,8 @@
 MODEL is a model trained by `sega_jax.demo.training.paella`. The command writes two files:
 `sega_jax.demo.evaluate.report` makes tables from results.json, and pictures.png shows pictures before and after each
 edit. As in `sega_jax.demo.evaluate.diffusion`, adding a word is tested on seeds whose picture lacks it, and the judge
-classifies each picture and the unedited picture of the same seed. Choices are varied one at a time. `CALL` and `ADD`
-were chosen on the seeds from 1000 to 1255.
+classifies each picture and the unedited picture with the same seed. Choices are varied one at a time. `CALL` and `ADD`
+were chosen on seeds 1000 to 1255.
 """
 
 from collections.abc import Mapping, Sequence

@@ -33,8 +33,8 @@ DEMO = Configs(
         "in_channels": 4,
         "out_channels": 4,
         "block_out_channels": [64, 128, 192],
-        # The finest level has the most positions, so attention would be expensive there. It gets the text's influence
-        # from the coarser levels.
+        # The finest level has the most positions, so attention would be expensive there. The text influences it
+        # through the coarser levels.
         "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
         "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
         "layers_per_block": 1,

@@ -6,7 +6,7 @@ The command trains until the model is finished or the time limit is reached. The
 the process was killed: FOLDER/state contains an Orbax checkpoint that is renewed every two minutes. FOLDER/model is the
 model in diffusers layout, in float16.
 
-The packaged model took two runs on one H200, of 9.2 and 6.4 minutes including compilation. The autoencoder took 3,000
+The packaged model took two runs of 9.2 and 6.4 minutes on one H200, including compilation. The autoencoder took 3,000
 steps and then reconstructed portraits at 40.0 dB according to the log; the denoiser took 14,000 steps. Such a model
 follows prompts without edits: the judge found each of the ten words of `sega_jax.demo.evaluate.evaluation.TEN` in 128
 of 128 pictures

@@ -75,8 +75,8 @@ _DRAWINGS = {
     "hat/hat": ("", ["top/hat/hat"]),
     "hat/beanie": ('transform="translate(0 -4)"', ["top/hat/winter_hat_3"]),
 }
-# For each hat, the region below the brim where hair is visible. It is only as wide as hair that comes out under the
-# brim.
+# For each hat, the region below the brim where hair is visible. It is only as wide as the hair that shows below
+# the brim.
 _BRIMS = {"hat": "M0,280 V104 H264 V280 Z", "beanie": "M0,280 V180 A132,104 0 0 1 264,180 V280 Z"}
 
 

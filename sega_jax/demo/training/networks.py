@@ -21,7 +21,7 @@ def initial(module: Any, key: jax.Array, zero: tuple[str, ...] = _ENDS) -> Any:
     Args:
         module: the module; only the shapes of its parameters are used.
         key: the random key.
-        zero: name endings of parameters that start at zero, in addition to biases.
+        zero: the name suffixes of parameters that start at zero, in addition to biases.
     """
     leaves = jax.tree_util.tree_leaves_with_path(module)
 

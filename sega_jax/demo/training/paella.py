@@ -106,8 +106,8 @@ _FIXED = ("codebook.embedding", "running_mean", "running_var")
 
 
 def lattice(values: int = VALUES, channels: int = 4) -> np.ndarray:
-    """Returns a fixed codebook, [values ** channels, channels]. It has all vectors whose entries are among `values`
-    evenly spaced numbers in [-1, 1].
+    """Returns a fixed codebook, [values ** channels, channels]. It contains all vectors whose entries are among
+    `values` evenly spaced numbers in [-1, 1].
 
     A fixed codebook needs no loss, and no revival of unused entries (finite scalar quantisation, Mentzer et al. 2024).
     """
@@ -191,7 +191,7 @@ def naming(batch: int, labels: int) -> Callable:
     are empty.
 
     r is 1 - u⁴, where u is uniform in [0, 1]. A uniform r would waste steps, because the caption helps only if few
-    clean tokens are left to show the portrait, presumably less than 5 %.
+    clean tokens (presumably less than 5 %) are left to show the portrait.
     """
 
     def loss(networks, key, data):
@@ -209,7 +209,7 @@ def naming(batch: int, labels: int) -> Callable:
 
 
 def coder_optimiser(steps: int) -> optax.GradientTransformation:
-    """Returns the VQGAN's optimiser, which does not change the lattice and the normalisation's statistics."""
+    """Returns the VQGAN's optimiser, which does not change the lattice or the normalisation's statistics."""
 
     def label(vqgan):
         return jax.tree_util.tree_map_with_path(

@@ -51,7 +51,7 @@ def render(attributes: jax.Array, key: jax.Array) -> jax.Array:
 
     Args:
         attributes: int32 [n, attributes].
-        key: the random key for choosing a variant of each drawing. Attributes do not describe the variants.
+        key: the random key for choosing a variant of each drawing. The attributes do not determine the variant.
 
     Returns:
         float32 [n, 128, 128, 3] in [-1, 1].

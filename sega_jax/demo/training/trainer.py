@@ -34,12 +34,12 @@ class Plan:
     portraits: int = 160_000
     captions: int = 2  # for each portrait
     steps: int  # the steps of the last stage
-    batch: int  # the batch size of all stages after the autoencoder's
+    batch: int  # the batch size of all stages after the autoencoder stage
     chunk: int = 50  # steps in one call of a compiled program
 
 
 class Stage(NamedTuple):
-    """Networks that one loss trains together."""
+    """Networks that are trained together with one loss."""
 
     name: str
     networks: Any  # with their initial parameters
@@ -47,7 +47,7 @@ class Stage(NamedTuple):
     optimiser: optax.GradientTransformation
     steps: int
     decay: float = 0.999  # the decay rate of the networks' running average
-    # (networks, average networks of the previous stage) -> the networks to start with. None uses `networks`.
+    # (networks, averaged networks of the previous stage) -> the networks to start with. None uses `networks`.
     inherit: Callable[[Any, Any], Any] | None = None
 
 
@@ -100,7 +100,7 @@ def picture_loss(error: jax.Array) -> jax.Array:
     square error.
 
     Args:
-        error: the difference of pictures in [-1, 1], [n, height, width, channels].
+        error: the difference between pictures in [-1, 1], [n, height, width, channels].
     """
     edges = sum(jnp.abs(jnp.diff(error, axis=axis)).mean() for axis in (1, 2))
     return jnp.abs(error).mean() + edges + (error**2).mean()
@@ -137,7 +137,7 @@ class Trainer:
         raise NotImplementedError
 
     def tokenise(self, texts: Sequence[str]) -> np.ndarray:
-        """Returns token ids [texts, length] of captions."""
+        """Returns the token ids of captions, [texts, length]."""
         raise NotImplementedError
 
     def write_model(self, autoencoder: Any, networks: Any, dataset: Dataset) -> None:
@@ -150,7 +150,7 @@ class Trainer:
         In both cases, the model is written if the last stage was reached.
 
         Raises:
-            FloatingPointError: the loss is not finite. The folder keeps the last checkpoint before this happened.
+            FloatingPointError: the loss is not finite. The last checkpoint before this is still in the folder.
         """
         first, *between, last = self.stages()
         states = self.restore({stage.name: begin(stage.networks, stage.optimiser) for stage in (first, *between, last)})
@@ -183,10 +183,10 @@ class Trainer:
             stage: the stage to train.
             states: {stage: state} for all stages.
             dataset: the training set; None for the autoencoder.
-            before: the average networks of the previous stage.
+            before: the averaged networks of the previous stage.
 
         Returns:
-            The average networks, or None if the time limit was reached.
+            The averaged networks, or None if the time limit was reached.
         """
         name = stage.name
         first = int(states[name].step)

@@ -1,7 +1,7 @@
 """Captions of portraits, and a tokenizer with one token for each word that occurs in them.
 
-A caption's noun depends on the portrait's looks: portraits with facial hair are never called a woman, and only some
-portraits with long hair and no facial hair are called a man. The noun is not an attribute and does not change the
+A caption's noun depends on the portrait's looks: "woman" never describes a portrait with facial hair, and "man"
+describes only some portraits with long hair and no facial hair. The noun is not an attribute and does not change the
 picture; "person" fits every portrait.
 """
 
@@ -118,7 +118,7 @@ def _caption(values: list[int], mentions: list[bool], chance: Iterator[int]) -> 
     short = len(mentioned) <= 2
     worn, background = _worn(mentioned, pick), _background(mentioned, pick)
     adjectives, others = _looks(mentioned, pick)
-    if mentioned and next(chance) % 20 < (6 if short else 2):  # a list of phrases, similar to concepts of edits
+    if mentioned and next(chance) % 20 < (6 if short else 2):  # a list of phrases, like the concepts of edits
         return _bare(adjectives + others + worn + background, pick)
     opening, noun = pick(_OPENINGS), pick(_NOUNS[_kind(values)])
     subject = _article(" ".join([*adjectives, noun]))
