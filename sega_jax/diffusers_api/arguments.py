@@ -54,7 +54,7 @@ class PipelineArguments:
     """The arguments of all pipelines.
 
     Raises:
-        TypeError, ValueError: an argument has the wrong type or is out of range, or two arguments exclude each other.
+        TypeError, ValueError: an argument has the wrong type or is out of range, or two arguments cannot be combined.
     """
 
     outputs: ClassVar[Mapping[str, str]] = OUTPUTS
