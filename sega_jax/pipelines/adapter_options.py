@@ -33,7 +33,7 @@ class Files(Kind):
         return ", ".join(self.words(self.shortened(value))) or "none"
 
     def shortened(self, pairs: Pairs) -> Pairs:
-        """Returns the pairs, with each path shortened to the file's name."""
+        """Returns the pairs, with each path shortened to its file name."""
         raise NotImplementedError
 
     def files(self, value: Any) -> list[str]:
@@ -73,7 +73,7 @@ def _is_path(value: Any) -> bool:
 class Loras(Files):
     """LoRAs, as pairs (path or hub name, scale)."""
 
-    noun = "a LoRA file, a folder with one, owner/name on the hub, or {file: scale}"
+    noun = "a LoRA file, a folder that contains one, owner/name on the hub, or {file: scale}"
 
     def pairs(self, name: str, value: Any) -> Pairs:
         if _is_path(value):
@@ -89,7 +89,7 @@ class Loras(Files):
         return pair[0]
 
     def located(self, name: str, value: Any, folder: Path) -> Pairs:
-        """Converts a value to pairs, in which LoRA files replace the folders and repositories that contain them."""
+        """Converts a value to pairs, replacing folders and repositories with the LoRA files that they contain."""
         pairs = self.pairs(name, value)
         try:
             return tuple((pinned(path, folder), scale) for path, scale in pairs)
@@ -106,7 +106,7 @@ class Loras(Files):
 class NewWords(Files):
     """Textual-inversion embeddings, as pairs (word, path); the word is None if the file specifies it."""
 
-    noun = "{word: file}, or a file that names its word"
+    noun = "{word: file}, or a file that specifies its word"
 
     def pairs(self, name: str, value: Any) -> Pairs:
         if _is_path(value):

@@ -28,16 +28,16 @@ def merge_lora(models: M, lora: str | Path | Mapping[str | Path, float]) -> M:
 
     At scale 1, the result is the same as with LyCORIS, peft and diffusers' `fuse_lora`, with two exceptions. diffusers
     0.42.1 loses some alphas that differ between layers. LyCORIS 4.1.3 merges LoHa and LoKr with (alpha / r)^2, although
-    it trains them with alpha / r, which is used here. At other scales, DoRA and BOFT differ, too: peft scales DoRA's
-    product before it sets the norms, and LyCORIS scales the norms or each rotation. Here, scale 0 leaves the weights
-    unchanged.
+    it trains them with alpha / r; this function merges them with alpha / r. At other scales, DoRA and BOFT differ, too:
+    peft scales DoRA's product before it sets the norms, and LyCORIS scales the norms or each rotation. Here, scale 0
+    leaves the weights unchanged.
 
     Args:
-        models: The networks of a pipeline (`pipe.models`) of Stable Diffusion or another family with LoRA support.
-        lora: A LoRA file, a folder with one, or a name on the hub ("owner/name" or
-            "owner/name@revision/path/to/file.safetensors"), which is merged at scale 1. For other scales or several
-            LoRAs, give {file: scale} with finite scales. Files are .safetensors, .bin, .pt, .pth or .ckpt; code in
-            them is never run. If the file has no alpha for a layer, alpha is r.
+        models: The networks of a pipeline (`pipe.models`) for Stable Diffusion or another family that supports LoRAs.
+        lora: A LoRA to merge at scale 1: a file, a folder that contains one, or a name on the hub ("owner/name" or
+            "owner/name@revision/path/to/file.safetensors"). For other scales or several LoRAs, give {file: scale} with
+            finite scales. Files are .safetensors, .bin, .pt, .pth or .ckpt; code in them is never run. If the file has
+            no alpha for a layer, alpha is r.
 
     Returns:
         New networks of the same type, in the dtypes of `models`.
@@ -77,7 +77,7 @@ def lora_changes(models: Any, lora: str | Path | Mapping[str | Path, float]) -> 
     """Reads the weight changes of LoRAs without applying them; `sega_jax.weights.lora.merged` applies them.
 
     Args:
-        models: The networks, loaded or with shapes as parameters (`jax.ShapeDtypeStruct`).
+        models: The networks, loaded or with shapes instead of parameters (`jax.ShapeDtypeStruct`).
         lora: The LoRAs, as for `merge_lora`.
 
     Raises:
@@ -86,23 +86,23 @@ def lora_changes(models: Any, lora: str | Path | Mapping[str | Path, float]) -> 
     names = adapters_of(models).lora
     if not names:
         raise TypeError(
-            f"models={type(models).__name__} should be the networks of a pipeline (pipe.models) of Stable Diffusion or"
-            " another family with LoRA support"
+            f"models={type(models).__name__} should be the networks of a pipeline (pipe.models) for Stable Diffusion or"
+            " another family that supports LoRAs"
         )
     networks = {part: network for part, network in models._asdict().items() if part in names and network is not None}
     return loras.read(networks, lora, names, single_files(), lora_families(models), warn)
 
 
 def add_words(models: M, tokenizer: T, words: str | Path | Mapping[str, str | Path]) -> tuple[M, T]:
-    """Adds textual-inversion embeddings, as new words, to a pipeline's networks and tokenizer.
+    """Adds textual-inversion embeddings to a pipeline's networks and tokenizer as new words.
 
         pipe.models, pipe.tokenizer = add_words(pipe.models, pipe.tokenizer, {"<cat-toy>": "cat.safetensors"})
 
-    `models` and `tokenizer` themselves do not change. Token ids and vectors equal those of diffusers'
+    `models` and `tokenizer` themselves do not change. Token ids and vectors are the same as with diffusers'
     `load_textual_inversion`. A word with several vectors becomes the tokens `<cat-toy>`, `<cat-toy>_1`, ...; in prompts
     and concepts, write it only once. If the config of Stable Diffusion XL's second text encoder has `eos_token_id` 2,
-    as in the published checkpoint, that encoder pools at the token with the largest id. As in diffusers, this is then
-    the new word's token.
+    as in the published checkpoint, that encoder pools at the token with the largest id. In texts with a new word, this
+    is the word's token, as in diffusers.
 
     Args:
         models, tokenizer: The networks and tokenizer of a Stable Diffusion pipeline (`pipe.models`, `pipe.tokenizer`).
@@ -115,7 +115,7 @@ def add_words(models: M, tokenizer: T, words: str | Path | Mapping[str, str | Pa
     Raises:
         TypeError: `models` or `tokenizer` does not belong to a Stable Diffusion pipeline, or `words` is neither a path
             nor {word: path}.
-        ValueError: The tokenizer already has a word, or a word contains spaces or special tokens.
+        ValueError: The tokenizer already contains one of the words, or a word contains spaces or special tokens.
         CheckpointError: A file is missing, broken or malicious, contains no textual-inversion embeddings, or was
             trained for different text encoders.
 
@@ -150,7 +150,7 @@ def extended_tokenizer(models: Any, tokenizer: Any, words: str | Path | Mapping[
     """Returns the tokenizer that `add_words` would return, without changing the networks.
 
     Args:
-        models: The networks, loaded or with shapes as parameters (`jax.ShapeDtypeStruct`).
+        models: The networks, loaded or with shapes instead of parameters (`jax.ShapeDtypeStruct`).
         tokenizer, words: As for `add_words`.
 
     Raises:
@@ -163,7 +163,7 @@ def new_words(models: Any, tokenizer: Any, words: str | Path | Mapping[str, str 
     """Reads new words without adding them; `sega_jax.weights.textual_inversion.added` adds them.
 
     Args:
-        models: The networks, loaded or with shapes as parameters (`jax.ShapeDtypeStruct`).
+        models: The networks, loaded or with shapes instead of parameters (`jax.ShapeDtypeStruct`).
         tokenizer, words: As for `add_words`.
 
     Raises:

@@ -34,9 +34,9 @@ class Batch:
     reading: Mapping[str, Any]  # options for encoding prompts and concepts, such as `clip_skip`
     negative_reading: Mapping[str, Any]  # options for encoding negative prompts
     seeds: list[int] | None  # None if the call was given a key instead
-    x: np.ndarray | None  # the initial state in the loop's dtype; None draws it
+    x: np.ndarray | None  # the initial state in the loop's dtype; drawn if None
     picture: np.ndarray | None  # the pictures to start from, [rows, height, width, 3] in [-1, 1]
-    picture_noise: np.ndarray | None  # noise [rows, *shape] for sampling the pictures' latents; None draws it
+    picture_noise: np.ndarray | None  # noise [rows, *shape] for sampling the pictures' latents; drawn if None
     shape: tuple[int, int, int]  # the (height, width, channels) of a row's predictions
     table: Any  # the schedule, with one line for each model call
     settings: Settings
@@ -189,7 +189,7 @@ class Spread:
 
 
 def _texts(name: str, value: Any, check: Callable[[Any], Text]) -> list[Words]:
-    """Converts an argument that holds texts to a list with one entry for each prompt."""
+    """Converts a text argument to a list with one entry for each prompt."""
     if isinstance(value, Text):
         check_rows(name, value)
     if isinstance(value, Text) or getattr(value, "ndim", 0) == 3:
@@ -211,7 +211,8 @@ def _checked(pipe: LoadedCheckpoint, value: Any) -> Text:
     text = reader.check(pipe.models, pipe.tokenizer, value)
     if not isinstance(text, reader.type):
         raise TypeError(
-            f"{pipe.system.title} expects words or {reader.type.__name__}, got an array; encode texts with pipe.encode"
+            f"{pipe.system.title} expects strings or {reader.type.__name__}, got an array; encode texts with"
+            " pipe.encode"
         )
     return text
 
@@ -221,7 +222,8 @@ def _conditioning(name: str, value: Any, check: Callable[[Any], Text]) -> Text:
         check_rows(name, value)
         if len(value) != 1:
             raise ValueError(
-                f"{name} has {value!r} in a list, expected texts with one row; give text[i], or text without a list"
+                f"{name} has {value!r} in a list, but texts in a list should have one row; give text[i], or"
+                " text without a list"
             )
         return check(value)
     floating(name, value, "(tokens, channels)")
@@ -261,7 +263,7 @@ def _check_clocks(rows: list[tuple[Edit, ...]], calls: int, call: Call) -> None:
             warn(f"{message}: {acts}")
         elif edit.warmup >= calls:
             counts = isinstance(call.steps, int) and call.steps != calls
-            counted = f" (steps={call.steps} makes {calls} of them here)" if counts else ""
+            counted = f" (steps={call.steps} gives {calls} calls)" if counts else ""
             others = any(len(row) > 1 and any(edit is one for one in row) for row in rows)
             gate = ", and the other edits of the same picture get no momentum" if others else ""
             warn(
@@ -324,7 +326,7 @@ def _noise(noise: Any, pipe: LoadedCheckpoint, settings: Settings, setup: Setup)
         if array.shape != shape:
             raise ValueError(f"{name} has shape {array.shape}, expected {shape} (calls, pictures, height, width, ...)")
         array = np.swapaxes(cast(name, array, one.dtype), 0, 1)
-        # No call reads this padding. It lets different numbers of calls share a compiled program.
+        # No call reads this padding; it only lets different numbers of calls share a compiled program.
         arrays.append(np.pad(array, ((0, 0), (0, -calls % CHUNK), *[(0, 0)] * (array.ndim - 2))))
     return jax.tree.unflatten(structure, arrays)
 
@@ -342,8 +344,8 @@ def _seeds(seed: Any, total: int) -> list[int]:
     return [check_int("seed", seed, 0, top - total + 1) + i for i in range(total)]
 
 
-# The random generator is fixed, so that a seed gives the same picture whatever JAX's settings. With other generators, a
-# row's noise would also depend on the other rows that are drawn at the same time.
+# The random generator is fixed, so that a seed gives the same picture whatever JAX's settings are. With other
+# generators, a row's noise would also depend on other rows drawn at the same time.
 _IMPLEMENTATION = "threefry2x32"
 
 

@@ -40,7 +40,7 @@ _OWN = {"prompt", "negative_prompt", "images_per_prompt", "seed", "key", "image"
 class Stage(NamedTuple):
     """One stage of a cascade. It either stays loaded or is loaded for each run."""
 
-    outline: Pipeline  # checks arguments; the parameters of its networks may be only shapes
+    outline: Pipeline  # checks arguments; its networks may have shapes instead of parameters
     load: Callable[[], Pipeline]  # returns the pipeline to run
 
 
@@ -89,11 +89,12 @@ class Cascade:
         strict: bool = True,
         **stages: Mapping[str, Any] | None,
     ) -> CascadeOutput:
-        """Generates pictures from the prompts as a `CascadeOutput`; the edits guide the chosen stages.
+        """Generates pictures from the prompts; the edits guide the stages in `edited`.
 
         Args:
             prompt, edits, negative_prompt, images_per_prompt, seed, key, output, strict: As for `Pipeline`, but all
-                texts must be strings. All stages use the same seeds, and calling a stage alone gives the same result.
+                texts must be strings. All stages use the same seeds, and calling a stage's pipeline directly gives the
+                same result.
             edited: The names of the stages that the edits guide. The same warm-up or scale acts differently in each
                 stage. If a stage's own arguments include `edits`, that stage uses these instead.
             clean: Whether to clean the texts of all stages that share the first stage's text encoder, as DeepFloyd-IF's
@@ -218,9 +219,9 @@ def load_cascade(
         safety_checker: As for `load`, but only for the x4 upscaler; DeepFloyd-IF's own checker is not supported.
 
     Raises:
-        CheckpointError: A checkpoint is not of the kind that its stage needs (raised before any weights are fetched),
-            or the stages need text embeddings of different widths; or as for `load`.
-        ValueError: A stage is missing, unknown, or does not support an adapter; or as for `load`.
+        CheckpointError: A checkpoint is of the wrong kind for its stage (raised before any weights are fetched), or
+            the stages need text embeddings of different widths; or as for `load`.
+        ValueError: A stage is missing or unknown, or does not support an adapter; or as for `load`.
 
     Example:
         >>> import sega_jax
@@ -257,7 +258,7 @@ def load_cascade(
 
 
 def _check_names(options: Mapping[str, Mapping[str, Any]], stages: Mapping[str, Any]) -> None:
-    """Checks that options are mappings whose keys are names of stages.
+    """Checks that options are mappings whose keys are stage names.
 
     Raises:
         TypeError: An option is not a mapping.
@@ -271,7 +272,7 @@ def _check_names(options: Mapping[str, Mapping[str, Any]], stages: Mapping[str, 
 
 
 def _check_stages(sources: Mapping[str, Source], safety_checker: Any) -> None:
-    """Checks that the checkpoints are the stages of one cascade; raises a CheckpointError if they are not."""
+    """Checks that the checkpoints form one cascade; raises a CheckpointError if they do not."""
     first = sources[FIRST]
     if not first.system.stages:
         starts = " or ".join(system.title for system in starting_systems())
@@ -338,7 +339,9 @@ def _stages(
         stages[name].outline.models.unet.config.text_dim for name in stages if sources[name].system.text.type is text
     }
     if len(texts) > 1:
-        raise CheckpointError(f"the stages need text embeddings of different widths, {sorted(texts)}; use one release")
+        raise CheckpointError(
+            f"the stages need text embeddings of different widths, {sorted(texts)}; use stages of one release"
+        )
     return stages
 
 
@@ -362,7 +365,7 @@ def _are_words(value: Any) -> bool:
 
 
 def _replaced(call: Mapping[str, Any], read: Callable[[str], Any]) -> dict[str, Any]:
-    """Applies `read` to all strings of a call; a missing negative prompt is treated as the empty text."""
+    """Applies `read` to all strings in a call's arguments; a missing negative prompt is treated as the empty text."""
 
     def one(value: Any) -> Any:
         if isinstance(value, str):

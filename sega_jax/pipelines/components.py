@@ -22,7 +22,7 @@ def as_scheduler(value: Any, config: Mapping[str, Any] | None = None) -> Schedul
         value: A `Scheduler`; a diffusers class or its name, which adopts `config` as diffusers' `from_config` does; a
             config with a `_class_name`; a folder with `scheduler_config.json`, or the checkpoint folder that contains
             it; or a diffusers scheduler object.
-        config: The config of the scheduler that is replaced, if any.
+        config: The config of the scheduler to replace, if any.
 
     Raises:
         TypeError: The value has none of these forms.
@@ -104,7 +104,7 @@ def as_module(name: str, value: Any, kind: type[M]) -> M:
     """Checks that a value is a loaded network of the expected class, and returns it.
 
     Raises:
-        TypeError: The value has the wrong class, or is a network whose parameters are only shapes.
+        TypeError: The value has the wrong class, or is a network with shapes instead of parameters.
     """
     if not isinstance(value, kind):
         raise TypeError(

@@ -1,4 +1,4 @@
-"""The options of `load`, and functions that choose defaults depending on the devices."""
+"""The options of `load`, and functions that choose device-dependent defaults."""
 
 import dataclasses
 import os
@@ -104,7 +104,7 @@ class DevicesChoice(Kind):
 class TokenizerChoice(Kind):
     """A tokenizer from another pipeline, or a tokenizer's folder. The family checks the type later."""
 
-    noun = "another pipeline's tokenizer (`pipe.tokenizer`), or the folder of one"
+    noun = "another pipeline's tokenizer (`pipe.tokenizer`), or a tokenizer's folder"
 
     def check(self, name: str, value: Any) -> Any:
         if not (isinstance(value, str | os.PathLike | tuple) or callable(value)):
@@ -146,12 +146,12 @@ class LoadOptions:
     source: str | Path = argument(
         DEMO,
         Location(),
-        "the checkpoint: a folder, a repository or a single file. Folders have diffusers layout (model_index.json, and"
-        " weights as .safetensors, .bin or diffusers' .msgpack for Flax) or come from sega-jax-convert. Repositories on"
-        " the Hugging Face hub are named owner/name; only the needed files are fetched, into the hub's cache. Single"
-        " files, local or on the hub (owner/name/file), have the weights of Stable Diffusion 1.x, 2.x or XL under their"
-        " original names, as .safetensors or as a pickle such as .ckpt, whose code is never run. Their vocabulary is"
-        " fetched from the hub unless `tokenizer` or `config` provides it",
+        "the checkpoint: a folder, a repository or a single file. Folders are in diffusers layout (model_index.json,"
+        " and weights as .safetensors, .bin or diffusers' .msgpack for Flax) or come from sega-jax-convert."
+        " Repositories on the Hugging Face hub are named owner/name; only the needed files are fetched, into the hub's"
+        " cache. Single files, local or on the hub (owner/name/file), contain the weights of Stable Diffusion 1.x, 2.x"
+        " or XL under their original names, as .safetensors or as a pickle such as .ckpt, whose code is never run."
+        " Their vocabulary is fetched from the hub unless `tokenizer` or `config` provides it",
         sweep=True,
         default_text="the demo model, which draws cartoon portraits",
     )
@@ -184,7 +184,7 @@ class LoadOptions:
     attention: str | None = argument(
         None,
         OptionalChoice(*ATTENTIONS),
-        'the implementation of attention. "cudnn" needs GPUs of compute capability 8.0 or more and half precision;'
+        'the attention implementation. "cudnn" needs GPUs of compute capability 8.0 or higher and half precision;'
         ' "pallas", JAX\'s flash kernel, needs TPUs and bfloat16 or float32. By default "cudnn" where it works, and'
         ' "xla" elsewhere',
         sweep=True,
@@ -193,8 +193,8 @@ class LoadOptions:
     safety_checker: bool | Safety | None = argument(
         True,
         CheckerChoice(),
-        "load the checkpoint's safety checker, if it has one; flagged pictures are returned black. False and None skip"
-        " it without reading its files. Another pipeline's `pipe.safety` replaces it",
+        "load the checkpoint's safety checker, if it has one; flagged pictures are replaced with black ones. False and"
+        " None skip it without reading its files. Another pipeline's `pipe.safety` replaces it",
         sweep=True,
         shell=True,
     )
@@ -228,8 +228,8 @@ class LoadOptions:
     prediction_type: str | None = argument(
         None,
         OptionalChoice(*PREDICTIONS),
-        "what the UNet predicts; by default as in the scheduler's config. A single file of Stable Diffusion 2.x has no"
-        ' config, so the default is "v_prediction", as in diffusers; 2.0-base and 2.1-base need "epsilon"',
+        "what the UNet predicts; the default comes from the scheduler's config. A Stable Diffusion 2.x single file has"
+        ' no config, so its default is "v_prediction", as in diffusers; 2.0-base and 2.1-base need "epsilon"',
         shell=True,
     )
     ema: bool = argument(False, Flag(), "load the moving average of the UNet's weights from a single file", shell=True)
@@ -310,12 +310,12 @@ def _is_ampere(device: jax.Device) -> bool:
     """
     try:
         return device.platform == "gpu" and float(device.compute_capability) >= 8
-    except (AttributeError, ValueError):  # other vendors' GPUs have the name of an architecture here
+    except (AttributeError, ValueError):  # for other vendors' GPUs, this is an architecture name
         return False
 
 
 def pick_attention(attention: str | None, dtype: np.dtype, devices: Devices) -> str:
-    """Returns the implementation of attention to use; None means the best one for the devices and the dtype.
+    """Returns the attention implementation to use; None means the best one for the devices and the dtype.
 
     Raises:
         ValueError: The implementation is unknown, or does not support the devices or the dtype.
@@ -325,7 +325,7 @@ def pick_attention(attention: str | None, dtype: np.dtype, devices: Devices) -> 
     cudnn_works = dtype.name in ("bfloat16", "float16") and all(map(_is_ampere, devices.devices))
     if attention == "cudnn" and not cudnn_works:
         raise ValueError(
-            "attention='cudnn' needs GPUs of compute capability 8.0 or more and dtype bfloat16 or float16,"
+            "attention='cudnn' needs GPUs of compute capability 8.0 or higher and dtype bfloat16 or float16,"
             f" got {devices.devices[0].device_kind} and {dtype.name}"
         )
     pallas_works = dtype.name in ("bfloat16", "float32") and all(device.platform == "tpu" for device in devices.devices)

@@ -23,13 +23,13 @@ class LoadedCheckpoint:
 
     Args:
         system: The family of the checkpoint.
-        models: The networks, in the family's NamedTuple.
+        models: The networks, as the family's NamedTuple.
         tokenizer: The tokenizer or tokenizers; None if all texts will be passed as embeddings.
         scheduler: The schedule and solver; None for a family that defines its own schedule.
         devices: The devices that share the rows of a batch; None means all devices of this host.
         safety: The checkpoint's safety checker; `pipe.safety = None` turns it off.
-        extras: Further settings of the checkpoint, in the family's NamedTuple. For SDXL, these include whether a
-            missing negative prompt means all zeros.
+        extras: Further settings of the checkpoint, as the family's NamedTuple. For SDXL, these include whether a
+            missing negative prompt is encoded as zeros.
 
     Raises:
         TypeError, ValueError: A component belongs to a different family, or the components do not fit together.
@@ -154,7 +154,7 @@ class LoadedCheckpoint:
         """The scheduler; None for a family that defines its own schedule.
 
         To change it, assign a `Scheduler`, a config, a folder with a config, or the name of a diffusers class, which
-        adopts the options of the previous scheduler. Most changes of the scheduler need no recompilation.
+        adopts the options of the previous scheduler. Most scheduler changes need no recompilation.
         """
         return self._scheduler
 

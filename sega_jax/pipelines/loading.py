@@ -46,8 +46,8 @@ def load(options: LoadOptions) -> Pipeline:
     Raises:
         FileNotFoundError: The folder or file does not exist.
         TypeError: An option has the wrong type.
-        CheckpointError: The source is not a checkpoint or cannot be fetched, or a file is missing or broken or does not
-            fit the checkpoint.
+        CheckpointError: The source is not a checkpoint or cannot be fetched, or a file is missing, is broken or does
+            not fit the checkpoint.
         ValueError: The dtype, attention, scheduler or config is not supported, an option does not apply to this
             checkpoint, or the tokenizer already contains a word that is to be added.
 
@@ -299,7 +299,7 @@ def _scheduler(
         declared["prediction_type"] = options.prediction_type
     if contradicted:
         contradictions = " and ".join(f"{name}={value!r}" for name, value in contradicted.items())
-        warn(f"{source} declares {contradictions}, which the arguments of load contradict; the arguments apply")
+        warn(f"{source} declares {contradictions}, but the arguments of load differ and take precedence")
     if not declared:
         return scheduler
     config = scheduler.config | declared
@@ -310,7 +310,7 @@ def _scheduler(
 
 
 def filled(weights: Weights, module: Any, dtype: DTypeLike, devices: Devices) -> Any:
-    """Reads a network's weights onto the devices, and closes the weight files.
+    """Loads a network's weights onto the devices, and closes the weight files.
 
     Raises:
         CheckpointError: The weights are broken or do not fit the network.

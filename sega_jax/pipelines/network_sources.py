@@ -43,7 +43,7 @@ def find_network(
             original repository's tensor names; or a name on the hub, "owner/name", "owner/name/folder" or
             "owner/name/file".
         network: The family's description of the network.
-        originals: The original repositories' layouts in which single files may contain the network.
+        originals: The original repositories' layouts that a single file with this network may have.
         variant: The preferred variant of the weights; if it does not exist, weights without a variant are used.
 
     Raises:
@@ -80,9 +80,7 @@ def _in_folder(part: str, folder: Path, network: Network, variant: str | None) -
             if choice is None:
                 raise CheckpointError(f"{where} has no weights ({network.stem}.safetensors); fetch the entire folder")
             return NetworkSource(config, partial(_opened, where, network.stem, variant), choice.variant)
-    raise CheckpointError(
-        f"{folder} has no {_CONFIG}, and no folder {part} that contains one; give the folder of a {part}"
-    )
+    raise CheckpointError(f"{folder} has no {_CONFIG}, and no {part} folder that contains one; give a {part} folder")
 
 
 def _opened(folder: Path, stem: str, variant: str | None, module: Any) -> Weights:
@@ -130,7 +128,7 @@ def open_network(path: Path, part: str, originals: Sequence[Original], module: A
         module: The network; only the shapes of its parameters are used.
 
     Raises:
-        CheckpointError: The file is broken, contains no tensor with one of the network's names, or contains several
+        CheckpointError: The file is broken, contains none of the network's tensor names, or contains several
             networks that fit equally well.
     """
     tensors = opened(path)
@@ -157,7 +155,8 @@ def open_network(path: Path, part: str, originals: Sequence[Original], module: A
             )
         names = " and ".join(sorted(repr(candidate.prefix) for candidate in chosen))
         raise CheckpointError(
-            f"{path} has several networks that may be the {part}, with the prefixes {names}; save one of them alone"
+            f"{path} has several networks that may be the {part}, with the prefixes {names}; save the right one"
+            " in a separate file"
         )
     (candidate,) = chosen
     if candidate.original is not None:
@@ -178,7 +177,7 @@ class _Candidate(NamedTuple):
 
     @property
     def rank(self) -> tuple[bool, bool, int, bool, bool, bool]:
-        """The sort key, by which the best candidate comes last.
+        """The sort key; the best candidate comes last.
 
         The criteria are, in order: any matching names, any fit, the number of matches, the family's own prefix, no
         moving average, and diffusers' names.
@@ -189,7 +188,7 @@ class _Candidate(NamedTuple):
 
 
 def _prefixes(tensors: Tensors, names: Iterable[str]) -> set[str]:
-    """Returns the prefixes with which a network's tensor names occur in a file, and the empty prefix."""
+    """Returns the prefixes with which a network's tensor names occur in a file, plus the empty prefix."""
     sample = next((name for name in names if "[" not in name), "")
     return {key.removesuffix(sample) for key in tensors.shapes if sample and key.endswith(sample)} | {""}
 

@@ -25,12 +25,12 @@ class Output:
             [pictures, height / f, width / f]. Here, f is the checkpoint's downsampling factor. A picture that is not
             finite is replaced with None (Pillow), black (uint8), NaN (floats) or -1 (tokens). A flagged picture is
             black.
-        finite: bool [pictures], False for pictures with NaN or infinity, about which the call also warns.
+        finite: bool [pictures], False for pictures with NaN or infinity; the call also warns about these.
         seeds: The integer seed of each picture; None if the call was given a key instead.
         record: With `record=True`, the predictions and semantic guidance of every model call, arrays [pictures, calls,
             ...]; otherwise None. With `record_noise=True`, its `noise` is the noise that the solver drew, [calls,
             pictures, ...], in the form that the argument `noise` takes.
-        flagged: bool [pictures], True for pictures that the safety checker flagged, about which the call also warns.
+        flagged: bool [pictures], True for pictures that the safety checker flagged; the call also warns about these.
             None if the pipeline has no safety checker, and for latents and tokens, which are not checked.
 
     Example:

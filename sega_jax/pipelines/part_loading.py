@@ -33,7 +33,7 @@ def load_text(
 
     Args:
         source, dtype, variant, devices: As for `load`.
-        lora: As for `load`, but only the part for the text encoders is merged.
+        lora: As for `load`, but only its text-encoder part is merged.
 
     Returns:
         A function that encodes a list of strings as the family's text conditioning.
@@ -102,7 +102,7 @@ def load_readers(
 def load_without_text(
     source: str | Path, *, lora: str | Path | Mapping[str | Path, float] | None = None, **options: Any
 ) -> Pipeline:
-    """Loads a checkpoint without its text encoder. A LoRA's part for the text encoder is left to `load_text`.
+    """Loads a checkpoint without its text encoder. `load_text` merges a LoRA's text-encoder part.
 
     Args:
         source, lora, options: As for `load`.
@@ -140,7 +140,7 @@ def check_adapter_files(folder: Path, has_text_encoder: bool, lora: Any, textual
 
 
 def check_reads(source: Source) -> None:
-    """Checks that a checkpoint has its text encoders.
+    """Checks that a checkpoint contains its family's text encoders.
 
     Raises:
         CheckpointError: One of them is missing.

@@ -106,7 +106,7 @@ class Pipeline(LoadedCheckpoint):
 
         A model call can skip a concept that has no effect in any row: after its cool-down or, without momentum, before
         the end of its warm-up. Each smaller number of concepts needs a program of its own, which takes as long to
-        compile as the full one. Therefore, pipelines skip concepts only if this method has compiled the programs.
+        compile as the full one. Therefore, pipelines skip concepts only if this method has compiled these programs.
         Skipping changes the results only by rounding.
 
         Returns:
@@ -165,8 +165,8 @@ class Pipeline(LoadedCheckpoint):
         Args:
             texts: A string, or a list of strings.
             options: The arguments of a call that affect the encoding, such as long_prompts, weighted and clip_skip for
-                Stable Diffusion and SDXL. SDXL also has `second`, a different text for its second text encoder: one for
-                all texts, or a list with one for each.
+                Stable Diffusion and SDXL. SDXL also has `second`, a different text for its second text encoder: one
+                string for all texts, or a list with one string for each.
 
         Returns:
             A `Text` of the family's type, with one row for each text.
@@ -227,14 +227,14 @@ class Pipeline(LoadedCheckpoint):
             height, width: The size of the picture in pixels; None means the checkpoint's default.
 
         Raises:
-            TypeError, ValueError: A size is not a positive multiple of the checkpoint's factor, or is None although the
-                low-resolution picture determines the family's picture size.
+            TypeError, ValueError: A size is not a positive multiple of the checkpoint's factor, or is None for a family
+                whose picture size depends on a low-resolution picture.
         """
         return state_shape(self.system.sampler.sizes(self.models), height, width)
 
 
 def _elsewhere(argument: str) -> str | None:
-    """Returns advice for an argument that a family's calls do not have; None if there is no advice."""
+    """Returns advice for an argument that a family's calls do not accept; None if there is no advice."""
     if titles := families_with(argument):
         return f"leave it out. It is supported by {in_words(titles)}"
     if argument in arguments(LoadOptions):
@@ -246,7 +246,7 @@ _classes: dict[tuple[type, int], type[Pipeline]] = {}
 
 
 def pipeline_class(base: type[Pipeline], system: System) -> type[Pipeline]:
-    """Returns a subclass of the given pipeline class whose call and `compile` take a family's arguments."""
+    """Returns a subclass of `base` whose `__call__` and `compile` take a family's arguments."""
     if (base, id(system)) in _classes:
         return _classes[base, id(system)]
     call_name = f"a call of {system.title}"

@@ -17,7 +17,7 @@ from sega_jax.systems.call import PICTURES
 
 
 class PureCall(NamedTuple):
-    """A pure function that generates the pictures of a call, and its arguments: `jax.jit(function)(**arguments)`."""
+    """A pure function, with its arguments, that generates a call's pictures: `jax.jit(function)(**arguments)`."""
 
     function: Callable[..., jax.Array]  # `sega_jax.systems.programs.generate` with its static arguments already set
     arguments: dict[str, Any]  # models, ids, table, settings, x, picture, picture_noise and text

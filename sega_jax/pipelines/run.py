@@ -116,7 +116,7 @@ def begin(
 def start_batch(pipe: LoadedCheckpoint, batch: Batch, settings: Any) -> Carry:
     """Returns the carry before the first model call.
 
-    Its state is noise, or the picture to start from with added noise.
+    The state is noise, or noise added to the picture to start from.
     """
     sampler, table = pipe.system.sampler, batch.table
     start = partial(
@@ -186,7 +186,7 @@ def advance_in_chunks(
 
 
 def fetch_record(pipe: LoadedCheckpoint, record: Record | None, live: int) -> Record | None:
-    """Fetches the record of a chunk's first `live` calls, including the rows that only fill up the devices' shares."""
+    """Fetches the record of a chunk's first `live` calls, including the rows that pad the devices' shares."""
     if record is None or live > CHUNK // 2:
         return jax.tree.map(lambda leaf: leaf[:, :live], pipe.devices.gather(record))
     # At least half of the chunk is padding, so its calls are fetched one by one.
@@ -216,7 +216,7 @@ def decode(pipe: LoadedCheckpoint, batch: Batch, x: Any) -> Decoded:
     program = pipe.devices.map(sampler.decode, (None, 0), **batch.decode)
     with enough_memory(x.shape):
         floats, finite = program(sampler.decoder(pipe.models), x)
-        # Converting to uint8 on the devices is faster, and only a quarter of the bytes must then be fetched.
+        # Converting to uint8 on the devices is faster, and then only a quarter of the bytes must be fetched.
         images = pipe.devices.map(programs.as_bytes, (0, 0))(floats, finite)
     return Decoded(images, finite, floats if batch.output == "float" else None)
 
@@ -240,13 +240,13 @@ def warn_of_pictures(finite: np.ndarray, flagged: np.ndarray | None) -> None:
     """Warns about pictures that are not finite or that the safety checker flagged."""
     if not finite.all():
         warn(
-            f"pictures {np.flatnonzero(~finite).tolist()} came out as NaN or infinite and are not shown; try"
+            f"pictures {np.flatnonzero(~finite).tolist()} contain NaN or infinite values and are not shown; try"
             " smaller scales, or dtype float32 or bfloat16",
             PictureWarning,
         )
     if flagged is not None and flagged.any():
         warn(
-            f"the safety checker flagged pictures {np.flatnonzero(flagged).tolist()}, which are returned black;"
-            " try another prompt or seed",
+            f"the safety checker flagged pictures {np.flatnonzero(flagged).tolist()}, which are replaced with"
+            " black ones; try another prompt or seed",
             PictureWarning,
         )

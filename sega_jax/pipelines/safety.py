@@ -36,7 +36,7 @@ _FIXED = dict.fromkeys(_STEPS, (True, None)) | {
 class FeatureExtractor:
     """CLIP's preprocessing: resizes the shorter side (with Pillow's bicubic filter), crops the centre, and normalises.
 
-    The results equal those of transformers' `CLIPImageProcessorPil`, which diffusers uses if torchvision is not
+    The results are the same as with transformers' `CLIPImageProcessorPil`, which diffusers uses if torchvision is not
     installed. torchvision resizes slightly differently.
 
     Args:
@@ -98,27 +98,27 @@ def _side(name: str, value: int | dict, *keys: str) -> int:
     side = sides.get(keys[0])
     if type(side) is not int or side < 1 or sides != dict.fromkeys(keys, side):
         raise ValueError(
-            f"feature extractor config: {name}={value!r} should be like 224 or {dict.fromkeys(keys, 224)!r}"
+            f"feature extractor config: {name}={value!r} should be a size such as 224 or {dict.fromkeys(keys, 224)!r}"
         )
     return side
 
 
 class Safety(NamedTuple):
-    """A safety checker and its preprocessing. A pipeline with it returns no pictures of certain unsafe concepts."""
+    """A safety checker and its preprocessing. It keeps a pipeline from returning pictures of unsafe concepts."""
 
     feature_extractor: FeatureExtractor
     checker: StableDiffusionSafetyChecker
 
 
 def check(safety_checker: StableDiffusionSafetyChecker, pixels: jax.Array) -> jax.Array:
-    """Checks preprocessed pictures [rows, side, side, 3], and returns bool [rows], True for those that are flagged."""
+    """Checks preprocessed pictures [rows, side, side, 3], and returns bool [rows], True for flagged pictures."""
     return safety_checker(pixels)
 
 
 def check_pictures(
     safety: Safety | None, devices: Devices, images: np.ndarray, finite: np.ndarray
 ) -> np.ndarray | None:
-    """Checks uint8 pictures [rows, height, width, 3], and returns bool [rows], True for those that are flagged.
+    """Checks uint8 pictures [rows, height, width, 3], and returns bool [rows], True for flagged pictures.
 
     Pictures that are not finite are not flagged. Without a safety checker, the result is None.
     """

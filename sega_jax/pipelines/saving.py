@@ -41,7 +41,7 @@ def save(pipe: LoadedCheckpoint, folder: str | Path, progress: bool | None = Non
     Raises:
         FileExistsError: The folder exists and is not empty.
         TypeError: `folder` is not a path, or the pipeline's family does not support saving.
-        OSError: The folder cannot be written, or its disk is full.
+        OSError: The folder cannot be written, or the disk is full.
     """
     if not isinstance(folder, str | os.PathLike) or not str(folder):
         raise TypeError(f"folder={folder!r} should be the path of a new folder")

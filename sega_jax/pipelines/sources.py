@@ -47,12 +47,12 @@ class Source(NamedTuple):
         configs_of: Sequence[str] = (),
         strict: bool = True,
     ) -> Path:
-        """Fetches the files that are needed, and returns the checkpoint's folder.
+        """Fetches the needed files, and returns the checkpoint's folder.
 
         Args:
             variant: As for `sega_jax.load`.
             without: The names of networks that are not needed; may include "tokenizer".
-            configs_of: The names of networks of which only the config is needed.
+            configs_of: The names of networks for which only the config is needed.
             strict: Whether to raise an error if no network has weights of the variant.
 
         Raises:
@@ -120,7 +120,7 @@ class Source(NamedTuple):
             )
 
     def vocabulary(self) -> Path | None:
-        """Returns the folder with the tokenizer for a single file, or None if it is in the checkpoint's own folder.
+        """Returns a single file's tokenizer folder, or None if the checkpoint's own folder contains the tokenizer.
 
         Single files contain no vocabulary, so it is fetched from the repository of a published checkpoint with the same
         architecture.
@@ -179,8 +179,8 @@ def find(
 ) -> Source:
     """Finds a checkpoint in a folder, in a single file or on the hub.
 
-    From a repository, only model_index.json is fetched. This settles the commit and the family before any large file is
-    fetched. A single file on the hub is fetched in full.
+    From a repository, only model_index.json is fetched. This determines the commit and the family before any large file
+    is fetched. A single file on the hub is fetched in full.
 
     Args:
         source, revision, config, prediction_type: As for `sega_jax.load`.
@@ -216,7 +216,7 @@ def find(
         if address.path:
             raise FileNotFoundError(
                 f"{source} is not a local folder; on the hub, give a repository, owner/name, or a file in it,"
-                f" owner/name/file with the ending {' or '.join(single_file.ENDINGS)}"
+                f" owner/name/file with the extension {' or '.join(single_file.ENDINGS)}"
             )
     if single_file.is_weight_file(folder):
         if revision is not None:
@@ -225,7 +225,7 @@ def find(
             )
         if not folder.is_file():
             raise FileNotFoundError(
-                f"{folder} is not a file; give one, a folder in diffusers layout, or owner/name on the hub"
+                f"{folder} is not a file; give a file, a folder in diffusers layout, or owner/name on the hub"
             )
         return _find_file(folder, config, prediction_type, given)
     if config is not None:
@@ -253,7 +253,7 @@ def _revision(revision: str | None, address: hub.Address) -> str | None:
     """Returns the revision from the option or from the address on the hub.
 
     Raises:
-        ValueError: The option and the address contain different revisions.
+        ValueError: The option and the address specify different revisions.
     """
     if revision is not None and address.revision not in (None, revision):
         raise ValueError(

@@ -58,7 +58,7 @@ def join(pipe: LoadedCheckpoint, texts: Sequence[Any], options: Mapping[str, Any
     Args:
         pipe: The pipeline.
         texts: The texts.
-        options: As for `read_words`; used to encode the empty text, with which shorter texts are padded.
+        options: As for `read_words`; used to encode the empty text that pads shorter texts.
 
     Raises:
         ValueError: The texts cannot be joined, or they need padding and the pipeline cannot encode the empty text.

@@ -19,7 +19,7 @@ class Form(NamedTuple):
     """A format of weight files. The `stem` is the safetensors file's name without its extension."""
 
     variants: Callable[[Path, str], list[str]]  # (folder, stem) -> existing variants; "" for files without a variant
-    files: Callable[[str, str | None], Sequence[str]]  # (stem, variant) -> patterns of file names
+    files: Callable[[str, str | None], Sequence[str]]  # (stem, variant) -> file name patterns
     has: Callable[[Path, str, str | None], bool]  # (folder, stem, variant) -> whether such files exist
     open: Callable[[Path, str, str | None, Rename], Weights]  # (folder, stem, variant, rename) -> weights
 
@@ -106,7 +106,7 @@ def fetch_weights(
         commit: The branch, tag or commit; None means the default branch.
         stems: {folder in the repository: stem of its weight files}; "" means the repository's root.
         variant: The preferred variant; files without a variant are used if it does not exist.
-        others: Patterns of further files to fetch.
+        others: Patterns for further files to fetch.
 
     Returns:
         The local folder of the repository's snapshot.
@@ -134,8 +134,8 @@ def fetch_weights(
     part, stem = next(iter(lacking.items()))
     name = f"{part}/{stem}.safetensors".removeprefix("/")
     raise CheckpointError(
-        f"{repository} has no {name}, and does not have these weights as .bin, .msgpack or from sega-jax-convert"
-        ' either; if it has variants, give one, such as variant="fp16"'
+        f"{repository} has no {name}, nor these weights as .bin or .msgpack files or from sega-jax-convert; if it"
+        ' has variants, give one, such as variant="fp16"'
     )
 
 

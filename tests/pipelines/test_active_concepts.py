@@ -1,4 +1,4 @@
-"""Skipping the predictions of concepts without effect, and compiling ahead of time."""
+"""Skipping the predictions of concepts that have no effect, and compiling ahead of time."""
 
 import warnings
 from functools import partial
@@ -12,7 +12,7 @@ from sega_jax import Edit, Edits, Pipeline
 from sega_jax.pipelines.execution.active_concepts import needed, ordered
 
 PROMPTS = ["cat", "dog"]
-# In the second row, the first concept cools down and the other one pads the row.
+# In the second row, the first concept cools down and the other one is padding.
 COOLED = [[Edit("a", warmup=1, cooldown=2), Edit("b", warmup=0, cooldown=4)], [Edit("c", warmup=0, cooldown=3)]]
 STEPS = 6
 
@@ -121,8 +121,8 @@ def test_compile_reports_every_program(prepared):
 
 
 def test_calls_after_compile_compile_nothing(prepared, small, compilations):
-    """Adding a callback or changing cool-downs compiles nothing. If there is no program for a smaller number of
-    concepts, the call predicts more."""
+    """Adding a callback or changing cool-downs compiles nothing. If no program for fewer concepts has been compiled,
+    the call predicts more."""
     _, call, _ = prepared
     call(COOLED, output="pil", seed=[5, 9])
     call([Edit("x", cooldown=3, warmup=0), Edit("y", warmup=1)], callback=lambda *_: None, guidance_scale=3)

@@ -87,7 +87,7 @@ def test_cascades_of_one_and_two_stages(stages, first):
 
 
 def held():
-    """Returns the size in bytes of all arrays on the devices."""
+    """Returns the total size, in bytes, of all arrays on the devices."""
     return sum(array.nbytes for array in jax.live_arrays())
 
 
@@ -136,7 +136,7 @@ def test_pictures_that_are_not_finite_in_one_stage(whole, output):
     first = whole.stages["stage1"]
     other = Cascade(whole._encode, whole.stages | {"stage1": first._replace(load=lambda: broken(first.load()))})
     wanted = whole(TWO, EDITS, output=output, **STEPS)
-    with pytest.warns(RuntimeWarning, match=r"pictures \[1\] came out as NaN"):
+    with pytest.warns(RuntimeWarning, match=r"pictures \[1\] contain NaN"):
         made = other(TWO, EDITS, output=output, **STEPS)
     assert made.finite.tolist() == [True, False]
     assert made.stages["upscaler"].finite.all()
@@ -210,7 +210,7 @@ def test_an_unsupported_safety_checker_is_warned_about(tmp_path, first):
 
 @pytest.fixture
 def captions(monkeypatch):
-    """Replaces the module that cleans captions, and returns a list to which it adds the texts that it receives."""
+    """Replaces the module that cleans captions with a stub, and returns the list of texts that the stub receives."""
     asked = []
     module = types.ModuleType("captions")
     module.clean = lambda text: asked.append(text) or "cleaned"

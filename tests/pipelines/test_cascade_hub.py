@@ -49,8 +49,8 @@ def never(*paths):
 
 
 def published(folder):
-    """Adds half-precision weights, and files that are never read: other precisions, pickles, and other libraries'
-    files."""
+    """Adds half-precision weights, and files that are never read: full-precision weights, pickles, and other
+    libraries' files."""
     for path in [*folder.rglob("*.safetensors")]:
         half = {name: array.astype(np.float16) for name, array in load_file(path).items()}
         save_file(half, path.with_suffix(".fp16.safetensors"), {"format": "pt"})
@@ -87,7 +87,7 @@ def repositories(tmp_path_factory):
 
 
 class Hub(dict):
-    """A stand-in for `snapshot_download` with several repositories, each of which has its own commit."""
+    """A stand-in for `snapshot_download` with several repositories, each with its own commit."""
 
     def __call__(self, repo_id, **options):
         return self[repo_id](repo_id, **options)

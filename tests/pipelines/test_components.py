@@ -260,7 +260,7 @@ def test_diffusers_pipelines_of_the_same_components(small, compilations):
 
 @pytest.mark.parametrize("face", [SemanticIFPipeline, SemanticPaellaPipeline])
 def test_diffusers_classes_of_other_families(small, small_folder, face):
-    """A checkpoint is rejected after reading only its index."""
+    """A checkpoint is rejected as soon as its index has been read."""
     with pytest.raises(TypeError, match=f"is for Stable Diffusion 1.x or 2.x, expected .* for {face.__name__}"):
         face.from_pipe(small)
     with pytest.raises(CheckpointError, match=f"is Stable Diffusion 1.x or 2.x, expected .* for {face.__name__}"):
@@ -355,7 +355,7 @@ def test_warm_ups_count_calls(own, name, calls):
     assert out.record.sem_guidance.shape[1] == calls
     assert out.record.sem_guidance.any((0, 2, 3, 4)).tolist() == [False] * (calls - 1) + [True]
     with pytest.warns(
-        UserWarning, match=rf"after the last of {calls} model calls \(steps={steps} makes {calls} of them here\)"
+        UserWarning, match=rf"after the last of {calls} model calls \(steps={steps} gives {calls} calls\)"
     ):
         own("cat", Edit("a", warmup=calls), steps=steps, output="latent")
 

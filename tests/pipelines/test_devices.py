@@ -26,7 +26,7 @@ def on(small_folder):
 
 
 def draw(pipe, rows, **options):
-    """Makes one picture for each integer in `rows`, which selects its prompt, edit, guidance scale and seed."""
+    """Makes one picture for each integer in `rows`; the integer determines its prompt, edit, scale and seed."""
     settings = {
         "edits": [[Edit(WORDS[-r], scale=r + 1, warmup=r % 2)] for r in rows],
         "steps": STEPS,
@@ -113,7 +113,7 @@ def test_weights_are_placed_once(on):
 
 
 def test_the_transfer_guard_detects_copies():
-    """The test above relies on the guard: weights on one device are copied to the others at every call."""
+    """The test above relies on the guard, which raises an error if weights are copied from one device to another."""
     devices = jax.local_devices()[:2]
     add = jax.pmap(lambda w, x: w + x, in_axes=(None, 0), devices=devices)
     here, rows = jax.device_put(np.ones((1, 3)), devices[0]), Devices(devices).split(np.ones((2, 3)))
@@ -130,7 +130,7 @@ def test_more_calls_compile_nothing(on, compilations):
 
 @pytest.mark.slow
 def test_compiled_ahead_of_time(on, compilations):
-    """Covers the programs for fewer concepts. The compile report contains no memory if there are several devices."""
+    """Covers the programs for fewer concepts. On several devices, the compile report does not list memory."""
     pipe = on(2)
     report = pipe.compile(["a", "b"], [Edit("", warmup=0, cooldown=2)], steps=STEPS, output="latent")
     assert [program.concepts for program in report.programs if program.name == "advance"] == [1, 0]

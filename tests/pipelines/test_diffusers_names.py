@@ -1,4 +1,4 @@
-"""Advice about diffusers' names, the repr of pipelines, and copies of them."""
+"""Advice about diffusers' names, and the repr and copies of pipelines."""
 
 import copy
 import pickle

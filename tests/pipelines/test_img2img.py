@@ -1,4 +1,4 @@
-"""Pictures that start from pictures: the first step, the noise, and invalid arguments."""
+"""Calls that start from pictures: the first step, the noise, and invalid arguments."""
 
 import jax
 import jax.numpy as jnp
@@ -124,7 +124,7 @@ def test_signal_and_noise_before_each_call(name):
 
 @pytest.mark.parametrize("name", ["DPM", "UniPC", "PNDM"])
 def test_solver_memory_starts_at_the_first_call_that_runs(name):
-    """The first call that runs has no previous call, and the second has one."""
+    """At the first call that runs, the solver has no previous results; at the second, it has one."""
     late = from_config(tiny.SCHEDULERS[name] | {"solver_order": 3}, strict=False).table(10, 0.5).solver
     assert not late.x_from_memory[0, 1:].any()
     assert not late.start_from_start[0]

@@ -42,7 +42,7 @@ def equal(first, second):
 
 
 def originals(folder):
-    """Returns {network: tensors} for a folder, with the names of a single file but without prefixes."""
+    """Returns {network: tensors} for a folder, with a single file's tensor names but without prefixes."""
     tensors_by_network = {}
     for part, start in zip(PARTS, (original_files.CLIP, original_files.UNET, original_files.VAE), strict=True):
         module = tiny.networks(unet=tiny.UNET_1)._asdict()[part]
@@ -87,7 +87,7 @@ def test_weight_files(small_folder, small, other, expected, part, form, tmp_path
 
 
 def test_one_network_of_a_single_file(small_folder, small, other, expected, tmp_path):
-    """The file has all networks of a checkpoint."""
+    """The file contains all networks of a checkpoint."""
     starts = dict(zip(PARTS, (original_files.CLIP, original_files.UNET, original_files.VAE), strict=True))
     tensors = {f"{starts[part]}{key}": a for part, of in originals(other).items() for key, a in of.items()}
     save_file(tensors, tmp_path / "a.safetensors")
@@ -150,7 +150,7 @@ def test_the_text_encoder_of_a_complete_clip(small_folder, small, other, expecte
 
 
 def test_repositories(small_folder, small, other, expected, tmp_path, monkeypatch):
-    """The source is the repository of a network or of a checkpoint, or else a folder or file in such a repository."""
+    """The sources are repositories of a network or a checkpoint, and folders and files in such repositories."""
     client = Stub(other / "vae", tmp_path / "cache")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", client)
     (other / "vae" / "diffusion_pytorch_model.bin").write_bytes(b"x")
@@ -176,7 +176,7 @@ def test_the_variant_applies_to_the_checkpoint_only(small_folder, small, other, 
 
 REFUSED = {
     "no such file": ("nowhere.safetensors", FileNotFoundError, "vae='.*' is neither a file nor a folder"),
-    "a folder of something else": ("empty", CheckpointError, "has no config.json, and no folder vae"),
+    "a folder of something else": ("empty", CheckpointError, "has no config.json, and no vae folder"),
     "no weights": ("bare", CheckpointError, r"has no weights \(diffusion_pytorch_model\.safetensors"),
     "another class": ("tiny-vae", CheckpointError, "is AutoencoderTiny, expected AutoencoderKL"),
     "another network": ("unet", CheckpointError, "is UNet2DConditionModel, expected AutoencoderKL"),
@@ -209,7 +209,7 @@ def test_invalid_values(small_folder, small):
 
 @pytest.mark.slow
 def test_the_shell(small_folder, small, other, expected, tmp_path, monkeypatch):
-    """The command that reproduces a picture has absolute paths."""
+    """The command that reproduces a picture contains absolute paths."""
     monkeypatch.chdir(other)
     monkeypatch.setattr(loading, "fill_pipeline", lambda *_: small)
     words = ["edit", "--model", small_folder, "--vae", "vae", "--unet", other, "--prompt", "a", "--steps", "1"]
@@ -277,7 +277,7 @@ def path_name(folder, part):
 
 
 def test_declarations_about_unused_unets_are_ignored(small_folder, small, other, tmp_path):
-    """A single file provides only an autoencoder, or its UNet is replaced."""
+    """A file's declaration is ignored if only its autoencoder is used or its UNet is replaced."""
     whole = tiny.original(unet=tiny.UNET_1) | PREDICTS_V
     save_file(whole, tmp_path / "a.safetensors")
     assert predicts(small_folder, small.devices, vae=tmp_path / "a.safetensors") == ("epsilon", False)

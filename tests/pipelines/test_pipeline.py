@@ -36,7 +36,7 @@ LATENTS = np.random.default_rng(0).standard_normal((2, 8, 8, 4)).astype(np.float
 
 @pytest.fixture(scope="module")
 def run(small):
-    """Returns a function for calls with two rows and at most two concepts, most of which share a compiled program."""
+    """Returns a function for calls with two rows and at most two concepts; most of these calls share a program."""
     defaults = {"edits": EDITS, "steps": STEPS, "latents": LATENTS, "output": "latent", "record": True}
     return lambda prompt=PROMPTS, **options: small(prompt, **defaults | options)
 
@@ -49,7 +49,7 @@ def face(small):
 
 
 def added(record, row, edits, momentum_scale=0.1, momentum_beta=0.4):
-    """Returns the oracle's guidance for a row from the recorded predictions."""
+    """Computes the oracle's guidance for a row from the recorded predictions."""
     settings = {name: [getattr(edit, name) for edit in edits] for name in vars(edits[0]) if name != "concept"}
     for name, default in (("momentum_scale", momentum_scale), ("momentum_beta", momentum_beta)):
         settings[name] = [default if value is None else value for value in settings[name]]
@@ -265,7 +265,7 @@ def test_pictures_that_are_not_finite_are_not_shown(run):
     bad = partial(run, guidance_scale=[7.5, 1e38], record=False)
     shown = {}
     for output in ("pil", "uint8", "float", "latent"):
-        with pytest.warns(RuntimeWarning, match=r"pictures \[1\] came out as NaN or infinite.*smaller"):
+        with pytest.warns(RuntimeWarning, match=r"pictures \[1\] contain NaN or infinite values.*smaller"):
             out = bad(output=output)
         assert out.finite.tolist() == [True, False]
         shown[output] = out.images
@@ -399,7 +399,7 @@ def test_warmups_may_be_fractions(face):
 
 
 def test_replayed_guidance_gives_the_same_picture(face):
-    """The record ends with zeros, like records of diffusers."""
+    """The record ends with zeros, like diffusers' records."""
     first = face()
     record = np.pad(first.sem_guidance, ((0, 1), *[(0, 0)] * 4))
     again = face(sem_guidance=record, edit_guidance_scale=0)

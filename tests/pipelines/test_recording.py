@@ -40,7 +40,7 @@ def test_saving_and_loading(vectors, tmp_path, dtype):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_replay_in_any_dtype(small, vectors, dtype):
-    """Replaying guidance on the picture it was recorded from equals the edit, up to rounding in the record's dtype."""
+    """Replaying guidance on its original picture gives the edited picture, up to rounding in the record's dtype."""
     edited = small("cat", Edit("a", warmup=0, threshold=0.5), steps=STEPS, output="latent").images
     again = small("cat", replay=vectors[0].astype(dtype), steps=STEPS, output="latent").images
     precision = float(jnp.finfo(dtype).eps)
@@ -80,7 +80,7 @@ def test_other_dtypes_and_lengths_compile_nothing(small, vectors, compilations):
 
 
 def test_replay_with_an_edit(small, vectors):
-    """The new record contains only the guidance of the edit."""
+    """The new record contains only the edit's guidance."""
     edit = Edit("b", warmup=0, threshold=0)
     out = small("cat", edit, replay=vectors[0], steps=1, output="latent", record=True)
     alone = small("cat", edit, steps=1, output="latent", record=True)

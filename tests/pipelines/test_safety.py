@@ -73,7 +73,7 @@ def flags(checked):
     """Makes three pictures, of which two are flagged and cause a warning."""
 
     def call(**options):
-        with pytest.warns(UserWarning, match=r"safety checker flagged pictures \[0, 1\], which are returned black"):
+        with pytest.warns(UserWarning, match=r"safety checker flagged pictures \[0, 1\], which are replaced with"):
             return draw(checked, **options)
 
     return call
@@ -209,7 +209,7 @@ def test_unflagged_pictures_do_not_warn(checked, recwarn):
 
 def test_a_picture_that_is_not_finite_is_not_flagged(checked, monkeypatch):
     monkeypatch.setitem(checked.devices._programs, (check, (None, 0)), lambda *_: np.ones((2, 2), bool))
-    with pytest.warns(RuntimeWarning, match=r"pictures \[1\] came out"), pytest.warns(UserWarning, match=r"\[0, 2\]"):
+    with pytest.warns(RuntimeWarning, match=r"pictures \[1\] contain"), pytest.warns(UserWarning, match=r"\[0, 2\]"):
         out = draw(checked, guidance_scale=[7.5, 1e38, 7.5], output="pil")
     assert out.finite.tolist() == [True, False, True]
     assert out.flagged.tolist() == [True, False, True]
@@ -308,9 +308,9 @@ VISION = tiny.SAFETY["vision_config"]
         (FEATURES, "crop_size", 14, ["crop_size=14", "takes 12 x 12", "from one checkpoint"]),
         (FEATURES, "crop_size", {"height": 12, "width": 14}, ["crop_size={'height': 12, 'width': 14} should be"]),
         (FEATURES, "crop_size", "12", ["crop_size='12' is invalid; use a value such as 224"]),
-        (FEATURES, "size", {"height": 12, "width": 12}, ["size={'height': 12, 'width': 12} should be like 224"]),
-        (FEATURES, "size", {"shortest_edge": 0}, ["should be like 224 or {'shortest_edge': 224}"]),
-        (FEATURES, "size", {"shortest_edge": [12]}, ["should be like 224"]),
+        (FEATURES, "size", {"height": 12, "width": 12}, ["size={'height': 12, 'width': 12} should be a size such as"]),
+        (FEATURES, "size", {"shortest_edge": 0}, ["should be a size such as 224 or {'shortest_edge': 224}"]),
+        (FEATURES, "size", {"shortest_edge": [12]}, ["should be a size such as 224"]),
         (FEATURES, "size", 0, ["size=0 is invalid; use a value such as 224"]),
         (FEATURES, "resample", 2, ["resample=2 is not supported; supported values: 3"]),
         (FEATURES, "do_center_crop", False, ["do_center_crop=False is not supported"]),
@@ -338,7 +338,7 @@ def test_unsupported_configs(read, copy, name, option, value, words):
 
 
 def test_names_of_published_files(read, copy, checked_folder):
-    """Published files repeat `vision_model` in their names, and include a buffer of integers."""
+    """Published files repeat `vision_model` in their tensor names, and include an integer buffer."""
     tensors = load_file(copy / WEIGHTS)
     renamed = {name.replace("vision_model.", "vision_model.vision_model."): t for name, t in tensors.items()}
     renamed["vision_model.vision_model.embeddings.position_ids"] = np.arange(5)[None]
@@ -373,7 +373,7 @@ def test_the_shell_reports_unsafe_pictures(checked_folder, tmp_path, monkeypatch
 
 
 def test_recorded_results(recorded_pipe):
-    """Pixels agree to one level; from the recorded pixels, cosines agree to 1e-5 and flags exactly."""
+    """Pixels agree to within one level; from the recorded pixels, cosines agree to 1e-5 and flags exactly."""
     safety, wanted = recorded_pipe("sd1_checked").safety, recorded("safety")
     pixels = np.concatenate([safety.feature_extractor(images) for images in cases.SHOWN])
     assert same_pixels(pixels, wanted["pixels"])

@@ -41,7 +41,7 @@ def test_a_saved_pipeline_loads_bit_for_bit(name, request, tmp_path):
 
 @pytest.mark.slow
 def test_half_precision_new_words_and_the_safety_checker(recorded_pipe, tmp_path):
-    """Saves the current state of a pipeline. Loading the result and saving it again changes nothing."""
+    """A pipeline is saved in its current state. Loading the result and saving it again changes nothing."""
     checked = recorded_pipe("sd1_checked")
     assert isinstance(checked.safety, Safety)
     vectors = np.random.default_rng(0).standard_normal((2, 16)).astype(np.float32)
@@ -62,7 +62,7 @@ def test_half_precision_new_words_and_the_safety_checker(recorded_pipe, tmp_path
 
 
 def test_saved_files_suit_other_libraries(least_xl, tmp_path):
-    """Keys, classes and options are those of published checkpoints."""
+    """Keys, classes and options are the same as in published checkpoints."""
     least_xl.save(tmp_path / "xl", progress=False)
     index = json.loads((tmp_path / "xl/model_index.json").read_text())
     assert index["_class_name"] == "StableDiffusionXLPipeline"

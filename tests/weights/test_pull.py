@@ -316,7 +316,7 @@ def test_a_text_encoder_with_unused_layers(copy, read):
 def test_a_folder_whose_unet_declares_its_prediction_type(copy, read):
     edit_tensors(copy / WEIGHTS, lambda tensors: tensors.update({"v_pred": np.zeros(0), "ztsnr": np.zeros(0)}))
     assert read(copy).scheduler.options["prediction_type"] == "v_prediction"
-    with pytest.warns(UserWarning, match=r"declares prediction_type='v_prediction', which the arguments"):
+    with pytest.warns(UserWarning, match=r"declares prediction_type='v_prediction', but the arguments"):
         scheduler = read(copy, prediction_type="epsilon").scheduler
     assert scheduler.options["prediction_type"] == "epsilon"
     assert scheduler.options["rescale_betas_zero_snr"]

@@ -189,7 +189,7 @@ def test_pickles_that_declare_their_prediction_type(single, folder, pipe, tmp_pa
 def test_arguments_override_declarations_with_a_warning(single, folder, pipe, tmp_path):
     path = declaring(single, tmp_path / "a.safetensors", ["v_pred", "ztsnr"], None)
     options = {"config": folder, "devices": pipe.devices}
-    with pytest.warns(UserWarning, match="declares prediction_type='v_prediction', which the arguments"):
+    with pytest.warns(UserWarning, match="declares prediction_type='v_prediction', but the arguments"):
         result = load(path, **options, prediction_type="epsilon", scheduler="DDIMScheduler")
     assert result.scheduler.options["prediction_type"] == "epsilon"
     assert result.scheduler.options["rescale_betas_zero_snr"]

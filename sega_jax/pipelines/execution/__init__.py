@@ -1,1 +1,1 @@
-"""Running compiled programs: distribution over devices, chunks of the schedule, and the choice of active concepts."""
+"""Runs compiled programs: distributes rows over devices, splits schedules into chunks, and selects active concepts."""

@@ -1,4 +1,4 @@
-"""Runs a schedule's table in chunks, all of the length for which the program is compiled.
+"""Runs a schedule's table in chunks of the fixed length for which the program is compiled.
 
 Between chunks, the host updates the progress bar, calls callbacks, handles Ctrl-C and may switch to another program.
 """
@@ -54,7 +54,7 @@ class Chunks:
             n: The total number of concepts. The program that predicts all of them may be used without `prepare`.
 
         Yields:
-            The number of calls done so far, the number of calls in this chunk, the carry, and the chunk's records,
+            The number of calls completed so far, the number of calls in this chunk, the carry, and the chunk's records,
             including its padding.
         """
         calls, done, called = len(table.call), 0, set()
@@ -79,13 +79,13 @@ class Chunks:
 
 
 def chunk(table: Row, start: int, live: int) -> Row:
-    """Returns `live` lines of the table from `start` on, padded to a chunk's length with lines that are not live."""
+    """Returns `live` table lines, starting at `start`, padded to a chunk's length with lines that are not live."""
     index = np.minimum(start + np.arange(CHUNK), start + live - 1)
     return jax.tree.map(lambda column: column[index], table)._replace(live=np.arange(CHUNK) < live)
 
 
 def _wait(arrays: Any) -> None:
-    """Waits for the devices, even after Ctrl-C, because the process would crash if it ended while they are running."""
+    """Waits for the devices, even after Ctrl-C, because ending the process during a computation would crash it."""
     try:
         jax.block_until_ready(arrays)
     except KeyboardInterrupt:
@@ -107,6 +107,6 @@ def enough_memory(shape: tuple[int, ...]) -> Iterator[None]:
             raise
         raise MemoryError(
             f"a batch of shape {shape} (rows first) does not fit in the device's memory; reduce the number of pictures,"
-            " the number of concepts or the size, use rows_at_once or tiled if the call has them, or load with"
-            " dtype='bfloat16'"
+            " the number of concepts or the size, use rows_at_once or tiled if the call supports them, or load"
+            " with dtype='bfloat16'"
         ) from error

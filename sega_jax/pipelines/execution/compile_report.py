@@ -35,7 +35,7 @@ class Compiled(NamedTuple):
 
     @property
     def memory(self) -> int | None:
-        """The temporary memory of the program that needs most, in bytes; None if unknown."""
+        """The temporary memory of the program that needs the most, in bytes; None if unknown."""
         return max((program.memory for program in self.programs if program.memory is not None), default=None)
 
     def __str__(self) -> str:

@@ -1,11 +1,11 @@
 """Distributes the rows of a batch over the devices of this host. All multi-device code is in this file.
 
 The rows of a batch are independent pictures, so the devices need not exchange data. `jax.pmap` is in maintenance mode
-and is implemented as `jit(shard_map)`. According to JAX's migration guide
-(https://docs.jax.dev/en/latest/migrate_pmap.html), a move to `shard_map` would change only this file.
+and is implemented as `jit(shard_map)`. Moving to `shard_map` would change only this file; see JAX's migration guide
+(https://docs.jax.dev/en/latest/migrate_pmap.html).
 
-A single picture uses only one device; the others would only compute copies of the same picture. To use them all,
-generate several seeds at once.
+A single picture uses only one device; the others would only compute copies of the same picture. To use all devices,
+generate pictures for several seeds at once.
 """
 
 import time
@@ -29,7 +29,7 @@ _CUDNN = Layout((3, 0, 1, 2))
 class Flat:
     """A tree that is flattened only once. Programs from `Devices.map` accept it, and pass the tree to their functions.
 
-    Flattening a network takes milliseconds on the host. Without this class, every call of a program would do it again.
+    Flattening a network takes milliseconds on the host. Without this class, every call of a program would repeat this.
     """
 
     def __init__(self, tree: Any):
@@ -82,7 +82,7 @@ class Devices:
         return len(self.devices)
 
     def place(self, tree: Any) -> Any:
-        """Copies the arrays of a tree to every device. In `map`, the entry of `in_axes` for such a tree is None.
+        """Copies the arrays of a tree to every device. In `map`, the tree's entry in `in_axes` is None.
 
         On GPUs, convolution kernels (all arrays with four axes) get cuDNN's layout. Otherwise the programs would keep a
         second copy of all kernels.
@@ -116,7 +116,7 @@ class Devices:
 
             use_jit = in_axes is None or len(self) == 1
             compiled = jax.jit(bound) if use_jit else jax.pmap(bound, in_axes=in_axes, devices=self.devices)
-            # If several threads reach this line, all of them use the program of the first one.
+            # If several threads reach this line, all of them use the first one's program.
             self._programs.setdefault(name, compiled)
         program = self._programs[name]
         return program if self._watched is None else partial(self._watch, program, function, static.get("concepts"))
@@ -143,7 +143,7 @@ class Devices:
         return program(*args)
 
     def split(self, tree: Any) -> Any:
-        """Distributes arrays [rows, ...] over the devices. Copies of the last row make the devices' shares equal."""
+        """Distributes arrays [rows, ...] over the devices, in equal shares padded with copies of the last row."""
 
         def is_key(leaf):
             return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
