@@ -305,9 +305,8 @@ class _Run:
         points = [self.plan.point(i) for i in batch.points]
         if tuple(name(point, self.plan.facts) for point in points) != batch.names:
             raise ValueError(
-                "a different version of sega_jax made this plan and named its pictures differently; start the sweep"
-                " in a"
-                " new folder"
+                "a different version of sega_jax made this plan and named its pictures differently; start the sweep in"
+                " a new folder"
             )
         return points
 
