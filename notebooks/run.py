@@ -74,7 +74,7 @@ def problems(notebook: nbformat.NotebookNode, outputs: bool) -> list[str]:
         return ["this guide should be committed without outputs"] if any(_outputs(notebook)) else []
     broken = []
     if (size := len(nbformat.writes(notebook))) > MOST_BYTES:
-        broken.append(f"the guide has {size} bytes; at most {MOST_BYTES} are allowed")
+        broken.append(f"the guide is {size} bytes long; the maximum is {MOST_BYTES}")
     if not any(map(has_picture, notebook.cells)):
         broken.append("the guide shows no picture")
     for cell in notebook.cells:

@@ -1,6 +1,6 @@
 """Pipelines with diffusers' names, arguments, defaults and results. The native pipelines do the sampling.
 
-Most code written for diffusers runs after its imports are changed:
+Most code written for diffusers needs no other change than its imports:
 
     from sega_jax.diffusers_api import DPMSolverMultistepScheduler, StableDiffusionXLPipeline
 """

@@ -68,7 +68,7 @@ class IFArguments(TimestepArguments, DiffusionArguments):
         True,
         Flag(),
         'whether to clean prompts and concepts (`sega_jax.text.caption_cleaning`), which needs the "if" extra.'
-        " Without its libraries, diffusers only warns, but calls fail here",
+        " If the libraries of this extra are missing, calls raise an error, whereas diffusers only warns",
     )
     image: Any = argument(None, Opaque(Pictures.noun), "the low-resolution picture for the second stage to enlarge")
     noise_level: int | None = changed(

@@ -47,8 +47,7 @@ _AXES = ("NHWC", "HWIO", "NHWC")
 _LOGITS = 2**28
 # Attention with fewer logits uses XLA, because XLA is then faster than cuDNN: 30 us instead of 48 us for 1.6 million
 # logits (3 rows, 8 heads, 256 positions of width 160) on an H100, and 44 us instead of 91 us for 3.9 million on an
-# H200. For 16 million logits, XLA takes 189 us and cuDNN 89 us. TPUs use the same limit, although it was not measured
-# there.
+# H200. For 16 million logits, XLA takes 189 us and cuDNN 89 us. On TPUs, the limit was not measured.
 _FLASH = 2**22
 
 
@@ -141,8 +140,7 @@ class Conv(nnx.Module):
 class DoublingConv(nnx.Module):
     """A transposed convolution of stride 2 that doubles the height and width of [batch, height, width, in].
 
-    It equals torch's transposed convolution of size 2 without padding, or of size 4 with padding 1. The kernel is
-    (height, width, out, in).
+    It equals torch's layer with size 2 and no padding, or size 4 and padding 1. The kernel is (height, width, out, in).
     """
 
     def __init__(self, inputs: int, outputs: int, size: int):
@@ -165,7 +163,7 @@ class GroupNorm(nnx.Module):
     def __call__(self, x: jax.Array, shift: jax.Array | None = None) -> jax.Array:
         wide = x.astype(at_least_float32(x.dtype))
         if shift is not None:
-            # Adding the shift here needs no extra pass over memory; after a convolution, XLA would materialise the sum.
+            # Adding the shift here needs no pass over memory; after a convolution, XLA would materialise the sum.
             wide += shift.astype(wide.dtype).reshape(len(x), *(1,) * (x.ndim - 2), -1)
         mean, variance = self._moments(wide, one_pass=x.dtype != wide.dtype)
         factor = lax.rsqrt(variance + self.eps) * along(self.scale[...], wide)
@@ -309,8 +307,7 @@ class Attention(nnx.Module):
 
 
 class ResnetBlock(nnx.Module):
-    """Two convolutions and a shortcut. With `embedding`, the projected time embedding is added between the
-    convolutions."""
+    """Two convolutions and a shortcut. With `embedding`, the projected time embedding is added between them."""
 
     def __init__(self, inputs: int, outputs: int, *, embedding: int | None, groups: int, eps: float, activation: str):
         self.activation = activation

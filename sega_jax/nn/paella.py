@@ -345,17 +345,14 @@ class Paella(nnx.Module):
         return Condition(tokens, mask, weights)
 
     def project(self, text: Condition) -> list[Projected]:
-        """Projects the text for all attention blocks, in the order of the blocks. Calls with the same text can share
-        the result."""
+        """Projects the text for all attention blocks, in their order. Calls with the same text can share the result."""
         blocks = (block for level in (*self.down_blocks, *self.up_blocks) for block in level)
         return [block.project(text) for block in blocks if isinstance(block, AttnBlock)]
 
     def __call__(self, x: jax.Array, r: jax.Array, text: Condition | Sequence[Projected]) -> jax.Array:
         c, dtype = self.config, self.byt5_mapper.kernel[...].dtype
         if x.shape[1] % c.factor or x.shape[2] % c.factor:
-            raise ValueError(
-                f"the grid has {x.shape[1]}x{x.shape[2]} tokens; height and width should be multiples of {c.factor}"
-            )
+            raise ValueError(f"the grid has {x.shape[1]}x{x.shape[2]} tokens; both should be multiples of {c.factor}")
         texts = iter(self.project(text) if isinstance(text, Condition) else text)
         inputs = _Inputs(wave(r, c.c_r).astype(dtype), None)
 

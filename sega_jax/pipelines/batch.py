@@ -326,7 +326,7 @@ def _noise(noise: Any, pipe: LoadedCheckpoint, settings: Settings, setup: Setup)
         if array.shape != shape:
             raise ValueError(f"{name} has shape {array.shape}, expected {shape} (calls, pictures, height, width, ...)")
         array = np.swapaxes(cast(name, array, one.dtype), 0, 1)
-        # No call reads this padding; it only lets different numbers of calls share a compiled program.
+        # No call reads this padding. It lets batches with different numbers of calls share a compiled program.
         arrays.append(np.pad(array, ((0, 0), (0, -calls % CHUNK), *[(0, 0)] * (array.ndim - 2))))
     return jax.tree.unflatten(structure, arrays)
 

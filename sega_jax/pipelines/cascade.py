@@ -93,8 +93,7 @@ class Cascade:
 
         Args:
             prompt, edits, negative_prompt, images_per_prompt, seed, key, output, strict: As for `Pipeline`, but all
-                texts must be strings. All stages use the same seeds, and calling a stage's pipeline directly gives the
-                same result.
+                texts must be strings. All stages use the same seeds, so calling a stage alone gives the same result.
             edited: The names of the stages that the edits guide. The same warm-up or scale acts differently in each
                 stage. If a stage's own arguments include `edits`, that stage uses these instead.
             clean: Whether to clean the texts of all stages that share the first stage's text encoder, as DeepFloyd-IF's
@@ -207,7 +206,7 @@ def load_cascade(
     (`python tests/benchmarks/parameters.py`).
 
     Args:
-        stage1, stage2, upscaler: The checkpoints, as for `load`: DeepFloyd-IF's first and second stage, and Stable
+        stage1, stage2, upscaler: The checkpoints, as for `load`: DeepFloyd-IF's first and second stages, and Stable
             Diffusion's x4 upscaler. The second stage uses the first stage's text encoder.
         further: {stage name: checkpoint}, for cascades of other families. `System.stages` lists the stage names.
         low_memory: Whether calls load each network only when it is needed and free it afterwards.
@@ -339,9 +338,7 @@ def _stages(
         stages[name].outline.models.unet.config.text_dim for name in stages if sources[name].system.text.type is text
     }
     if len(texts) > 1:
-        raise CheckpointError(
-            f"the stages need text embeddings of different widths, {sorted(texts)}; use stages of one release"
-        )
+        raise CheckpointError(f"the stages need text embeddings of widths {sorted(texts)}; use stages of one release")
     return stages
 
 

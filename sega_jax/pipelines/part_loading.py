@@ -33,7 +33,7 @@ def load_text(
 
     Args:
         source, dtype, variant, devices: As for `load`.
-        lora: As for `load`, but only its text-encoder part is merged.
+        lora: As for `load`, but only the LoRA's text-encoder part is merged.
 
     Returns:
         A function that encodes a list of strings as the family's text conditioning.

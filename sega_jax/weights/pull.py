@@ -32,7 +32,7 @@ def check(module: Any, weights: Weights, warn: Callable[[str], None] = lambda me
 
     Raises:
         CheckpointError: parameters are missing or misshapen. The error lists them and the tensors that the module does
-            not need, because a missing parameter may be among these under a different name.
+            not need, because a missing parameter may be among them under a different name.
     """
     expected = {
         weights.layout.name(path): weights.layout.shape(path, leaf.shape)

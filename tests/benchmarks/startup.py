@@ -5,8 +5,8 @@ Orbax. Each measurement runs in a new process.
 
 - The import is measured in CPU seconds, excluding the time of `import jax`.
 - Loading is compared with reading the same files. "cold" means that the system was asked to drop the files from its
-  page cache (it may ignore the request); "warm" means that the files have just been read. Memory is the peak on the
-  host beyond what the process used before; on a CPU, it includes the weights. The libraries that `load` imports, for
+  page cache (it may ignore the request); "warm" means that the files have just been read. Memory is the increase
+  of the process's peak memory on the host; on a CPU, it includes the weights. The libraries that `load` imports, for
   tokenizers and for Orbax's storage, are measured separately.
 - `pipe.compile` is measured with an empty persistent cache, and again with the cache that the first run filled. Most of
   the time outside the programs is spent on decoding a picture of noise.

@@ -106,7 +106,7 @@ def test_devices(pipe):
         (ValueError, "dtype='float8' should be one of float32", lambda: pipe.to(dtype="float8")),
         (
             TypeError,
-            "copy is not an argument of to(); it accepts a device and a dtype",
+            r"copy is not an argument of to\(\); it accepts a device and a dtype",
             lambda: pipe.to("cpu", copy=True),
         ),
     ]:

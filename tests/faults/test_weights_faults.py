@@ -77,7 +77,7 @@ def views(tmp_path_factory):
         save_file(tiny.original(**networks_of(kind)[1]), path)
 
     def refused():
-        """Returns the names of the exceptions that wrong tensors raise."""
+        """Returns the names of the exceptions that are raised for invalid tensors."""
         outcomes = [outcome(pulled, folders[kind], dtype) for kind, dtype in dtypes.items()]
         return [one if isinstance(one, str) else "no error" for one in outcomes]
 

@@ -240,7 +240,7 @@ def test_published_names_and_shapes(name, module, parameters):
 
 def test_unsupported_sizes():
     net = paella()
-    with pytest.raises(ValueError, match="the grid has 8x12 tokens; height and width should be multiples of 8"):
+    with pytest.raises(ValueError, match="the grid has 8x12 tokens; both should be multiples of 8"):
         net(np.zeros((1, 8, 12), int), np.ones(1, np.float32), condition(net, "empty"))
     with pytest.raises(ValueError, match="pictures have 12x16 pixels; height and width should be multiples of 8"):
         vqgan().encode(np.zeros((1, 12, 16, 3), np.float32))

@@ -102,7 +102,7 @@ def run(name, ours, reference, config, call, mine):
     draw = fresh(SEEDS, shape)
     ours.scheduler, reference.scheduler = from_config(config), scheduler(config)
     if name != "1":
-        # A new scheduler, in the precision of `double`.
+        # A new scheduler, with the precision that `double` selects.
         part = "image_noising_scheduler" if name == "2" else "low_res_scheduler"
         noising = ours.extras.low_res_noise.scheduler.config | {"_class_name": "DDPMScheduler"}
         setattr(reference, part, scheduler(noising))

@@ -70,7 +70,7 @@ def checked(checked_folder):
 
 @pytest.fixture
 def flags(checked):
-    """Makes three pictures, of which two are flagged and cause a warning."""
+    """Makes three pictures; two of them are flagged and cause a warning."""
 
     def call(**options):
         with pytest.warns(UserWarning, match=r"safety checker flagged pictures \[0, 1\], which are replaced with"):

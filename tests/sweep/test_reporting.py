@@ -274,7 +274,7 @@ def test_the_report_is_a_single_file(folder):
     page = Page(text)
     assert text.count("hats &amp; &lt;more&gt;") == 2
     assert "a &lt;script&gt;" in text
-    assert "of &lt;b&gt;ours&lt;/b&gt; in float32" in text
+    assert "made by &lt;b&gt;ours&lt;/b&gt; in float32" in text
     assert not {"more", "script", "b"} & set(page.tags)
     assert page.tags.count("h2") == 3
     assert page.sources

@@ -186,7 +186,7 @@ def test_a_repository_without_weights_of_a_network(client, repository, tmp_path,
     weights = (other / "unet/diffusion_pytorch_model.bin").rename(other / "unet/other.bin")
     client.folder = other
     with pytest.raises(
-        CheckpointError, match=r"has no unet/diffusion_pytorch_model.safetensors, and does not have .* as \.bin"
+        CheckpointError, match=r"has no unet/diffusion_pytorch_model.safetensors, nor these weights as \.bin"
     ):
         sega_jax.load(NAME)
     pickling.save(load_file(repository / "unet/diffusion_pytorch_model.safetensors"), weights)

@@ -138,7 +138,7 @@ def test_errors_of_textual_inversion_name_the_family(tmp_path, small):
     ):
         read({"a": np.ones(16), "b": np.ones(16)}, {"one": network["one"]})
     with pytest.raises(
-        CheckpointError, match=r"of 3 channels, but the one has 16; .* for this model \(Toy has 3 and 5\)"
+        CheckpointError, match=r"with 3 channels, but the one has 16; .* for this model \(Toy has 3 and 5\)"
     ):
         read({"a": np.ones(3), "b": np.ones(3)}, network)
 

@@ -204,5 +204,5 @@ def test_wrong_arguments_are_rejected(small, first, tmp_path, vectors):
 def test_problems_are_reported_before_the_checkpoint_is_read(small, small_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("sega_jax.pipelines.loading.filled", lambda *_: pytest.fail("weights are read"))
     path = save(tmp_path, {WORD: np.ones((2, 8), np.float32)})
-    with pytest.raises(CheckpointError, match="of 8 channels"):
+    with pytest.raises(CheckpointError, match="with 8 channels"):
         load(small_folder, devices=small.devices, textual_inversion=path)

@@ -149,7 +149,7 @@ def test_pythons_pickle_module_runs_such_calls(tmp_path):
 
 
 def test_references_to_classes_are_harmless(tmp_path, tensors):
-    """Lightning checkpoints use the classes of callbacks as keys."""
+    """Lightning checkpoints use callback classes as keys."""
     callbacks = {b"cpytorch_lightning.callbacks\nModelCheckpoint\n": {"best": call("numpy.core.multiarray.scalar", 3)}}
     result = opened(save({"state_dict": tensors, "callbacks": callbacks}, tmp_path / "a.ckpt"))
     assert result.keys() == tensors.keys()

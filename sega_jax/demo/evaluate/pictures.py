@@ -62,7 +62,7 @@ class PictureMaker:
             ValueError: there are no requests.
         """
         if not requests:
-            raise ValueError("no pictures were requested; give at least one request")
+            raise ValueError("no pictures were requested; pass at least one request")
         parts = []
         for i in range(0, len(requests), self.batch):
             block = list(requests[i : i + self.batch])
