@@ -1,5 +1,6 @@
 """Fixtures, and settings for all tests: strict dtype and rank promotion, and eight virtual devices on the CPU."""
 
+import gc
 import os
 
 # Tests run each program only a few times, so optimising it, splitting its compilation among threads, or using the newer
@@ -32,6 +33,12 @@ def pytest_ignore_collect(collection_path, config):
     if collection_path == Path(__file__).parent / "parity" and "parity" not in config.option.markexpr:
         return True
     return None
+
+
+def pytest_collection_finish():
+    """Keeps the garbage collector from going through all collected tests and imported modules again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

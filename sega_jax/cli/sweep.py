@@ -168,8 +168,12 @@ def _worker(text: str | None) -> tuple[int, int] | None:
 
 @sweep.command()
 @click.argument("folder")
-def status(folder: str) -> None:
-    """Prints a sweep's progress."""
+@click.option("--verify", is_flag=True, help="Read every file and compare it with its record.")
+def status(folder: str, verify: bool) -> None:
+    """Prints a sweep's progress, and its damaged, missing and unknown files.
+
+    Without --verify, only the records and the sizes of the pictures are checked.
+    """
     with plainly():
         total = sweeps.status(folder)
         for stage, one in (sweeps.stages(folder) or {"": total}).items():
@@ -177,6 +181,13 @@ def status(folder: str) -> None:
             click.echo(f"{label}{one.done} of {one.pictures} pictures, {one.batches_done} of {one.batches} batches")
         if total.done < total.pictures and (left := _time_left(folder)):
             click.echo(left)
+        problems = sweeps.problems(folder, verify=verify)
+        for problem in problems:
+            click.echo(problem)
+        if problems:
+            click.echo(f"problems: {len(problems)}; sega-jax sweep FILE makes damaged and missing files again")
+        elif verify:
+            click.echo("all files are intact")
 
 
 def _out(default: str, help: str) -> Any:

@@ -23,6 +23,7 @@ from sega_jax.sweep.running.run import kept as kept
 from sega_jax.sweep.running.run import run as run
 from sega_jax.sweep.running.status import Status as Status
 from sega_jax.sweep.running.status import pace as pace
+from sega_jax.sweep.running.status import problems as problems
 from sega_jax.sweep.running.status import seconds_left as seconds_left
 from sega_jax.sweep.running.status import stages as stages
 from sega_jax.sweep.running.status import status as status

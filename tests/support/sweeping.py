@@ -37,18 +37,26 @@ def records(folder):
     return pyarrow.parquet.read_table(folder / "records").to_pylist()
 
 
+class Pictures:
+    """A stand-in for `BatchWriter` that keeps a batch's pictures in memory."""
+
+    def __init__(self, names, images):
+        self.names, self.images = names, images
+
+    def needs(self, i):
+        return True
+
+    def add(self, i, image, finite, flagged, rows):
+        assert finite
+        self.images[self.names[i]] = image
+
+
 def make_pictures(plan, pipe):
     """Makes the pictures of a plan; returns {name: picture} and the number of rows that the network evaluated."""
     sweeping = _Run(plan, None, Pipeline(**pipe.components))
     images = {}
     for batch in plan.batches:
-
-        def keep(i, image, finite, flagged, names=batch.names):
-            assert finite
-            assert flagged is None
-            images[names[i]] = image
-
-        sweeping._make(batch, sweeping._points(batch), keep)
+        sweeping._make(batch, sweeping._points(batch), Pictures(batch.names, images))
     return images, sweeping.shared.evaluations
 
 

@@ -206,9 +206,12 @@ def test_plan_json_round_trip():
     assert again == planned
     assert again.to_json() == planned.to_json()
     assert again.point(53) == planned.point(53)
-    for text in ("", "[]", "{}", json.dumps(json.loads(planned.to_json()) | {"version": 0})):
+    changed = planned.to_json().replace("é", "e")
+    for text in ("", "[]", "{}", "[" * 100_000, changed):
         with pytest.raises(ValueError, match="this is not a readable plan"):
             Plan.from_json(text)
+    with pytest.raises(ValueError, match="a different version of sega_jax: its format is 0"):
+        Plan.from_json(json.dumps(json.loads(planned.to_json()) | {"version": 0}))
 
 
 BAD = {

@@ -1,6 +1,7 @@
 """Tests that sweeps with shared prefixes make the same pictures, with exactly the planned evaluations."""
 
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support import tiny
-from support.sweeping import make_pictures, run_and_crash
+from support.sweeping import Pictures, make_pictures, run_and_crash
 
 import sega_jax
 from sega_jax import sweep
@@ -77,6 +78,44 @@ def test_resuming_after_a_crash(least, least_folder, tmp_path):
     assert resumed.keys() == expected.keys()
     for name, image in resumed.items():
         np.testing.assert_array_equal(image, expected[name])
+
+
+def test_finished_forks_survive_an_interruption(least, least_folder, tmp_path, monkeypatch):
+    """Ctrl-C in the middle of a batch keeps the pictures of all finished forks. The next run computes the trunks and
+    the other forks, writes no picture twice, and warns of nothing."""
+    plan, finish = planned(least_folder, True), _Shared._finish
+    expected, _ = make_pictures(plan, least)
+    forks = plan.schedules[0].forks
+    assert len(forks) > 3
+    finished = []
+
+    def interrupted(batch, begun, fork):
+        if len(finished) == 2:
+            raise KeyboardInterrupt
+        finished.append(fork)
+        return finish(batch, begun, fork)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_Shared, "_finish", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            sweep.run(plan, tmp_path, least)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "pictures").iterdir()}
+    # The pictures of the second fork may not have been fetched yet.
+    assert len(forks[0].members) <= len(kept) <= sum(len(fork.members) for fork in forks[:2])
+    status = sweep.status(tmp_path)
+    assert (status.done, status.batches_done) == (len(kept), 0)
+    finished.clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(_Shared, "_finish", lambda *args: (finished.append(args[2]), finish(*args))[1])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            sweep.run(plan, tmp_path, least)
+    written = [fork for fork in forks if {plan.batches[0].names[i] for i in fork.members} <= {p.stem for p in kept}]
+    assert written
+    assert finished[: len(forks) - len(written)] == [fork for fork in forks if fork not in written]
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    for path in (tmp_path / "pictures").iterdir():
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), expected[path.stem])
 
 
 def test_forks_are_prepared_and_fetched_in_parallel(least, least_folder, monkeypatch):
@@ -206,7 +245,8 @@ def test_interruption_and_lack_of_memory(least, least_folder, tmp_path, monkeypa
     stopped(MemoryError())
     with pytest.warns(UserWarning, match="2 rows of .* do not fit into memory"):
         assert sweep.run(plan, tmp_path, least).batches_done == len(plan.batches)
-    assert {row["rows"] for row in sweep.Results(tmp_path).rows} == {1}
+    # The pictures from before the interruption are kept. They were made with two rows.
+    assert {row["rows"] for row in sweep.Results(tmp_path).rows} in ({1}, {1, 2})
     for path in (tmp_path / "pictures").iterdir():
         difference = abs(np.asarray(Image.open(path)).astype(int) - expected[path.stem].astype(int))
         assert (difference > 1).mean() < 1e-3
@@ -245,7 +285,7 @@ def test_nothing_compiles_after_the_first_batch(tmp_path, one_device, compilatio
     seen, after = set(), []
     for batch in plan.batches:
         compilations.clear()
-        sweeping._make(batch, sweeping._points(batch), lambda *picture: None)
+        sweeping._make(batch, sweeping._points(batch), Pictures(batch.names, {}))
         after += [len(compilations)] if batch.compiled in seen else []
         assert (batch.compiled in seen) or compilations
         seen.add(batch.compiled)

@@ -61,11 +61,13 @@ def folder(tmp_path_factory):
         for i, name in zip(batch.points, batch.names, strict=True):
             file = None if i == 1 else f"pictures/{name}.png"
             image = Image.new("RGB", (24, 16), colour(plan.sweep[i]))
-            if file is not None:
-                kept.store.write(file, png.encoded(image, "png", {}))
             own = {"name": name, "file": file, "point": i, "finite": i != 1}
-            digest = hashlib.sha256(np.asarray(image).tobytes()).hexdigest()
-            table.append(records.settings(plan.point(i), FACTS, "DDIMScheduler") | MADE | own | {"digest": digest})
+            own |= {"digest": hashlib.sha256(np.asarray(image).tobytes()).hexdigest()}
+            if file is not None:
+                data = png.encoded(image, "png", {})
+                kept.store.write(file, data)
+                own |= {"file_bytes": len(data), "file_digest": hashlib.sha256(data).hexdigest()}
+            table.append(records.settings(plan.point(i), FACTS, "DDIMScheduler") | MADE | own)
         kept.store.write(part(number), records.part(table, plan.sweep, FACTS))
     return where
 

@@ -2,13 +2,14 @@
 runs."""
 
 import dataclasses
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from sega_jax.method.checks import check_int
+from sega_jax.method.checks import brief, check_int
 from sega_jax.pipelines.adapter_options import Pairs
 from sega_jax.pipelines.messages import warn
 from sega_jax.sweep.description.facts import Facts
@@ -20,7 +21,7 @@ from sega_jax.sweep.planning.lengths import Lengths
 from sega_jax.sweep.planning.sharing import Schedule
 from sega_jax.systems.base import Sizes
 
-_VERSION = 3
+_VERSION = 4
 
 
 class Program(NamedTuple):
@@ -193,7 +194,8 @@ class Plan:
 
     def to_json(self) -> str:
         """Returns the plan as JSON, which `from_json` reads."""
-        return json.dumps({"version": _VERSION, "sweep": self.sweep.as_dict(), **self._entries()}, ensure_ascii=False)
+        entries = {"version": _VERSION, "sweep": self.sweep.as_dict(), **self._entries()}
+        return json.dumps(entries | {"digest": _digest(entries)}, ensure_ascii=False)
 
     def _entries(self) -> dict[str, Any]:
         programs = list(dict.fromkeys(batch.program for batch in self.batches))
@@ -211,15 +213,22 @@ class Plan:
         """Reads a plan that `to_json` wrote.
 
         Raises:
-            ValueError: the text is not a plan, or its format is from a different version.
+            ValueError: the text is not a plan, was changed, or its format is from a different version.
         """
+        damaged = "this is not a readable plan ({}); restore it from a copy, or delete it and run the same sweep again"
         try:
             entries = json.loads(text)
-            if entries["version"] != _VERSION:
-                raise ValueError(f"its version is {entries['version']}, expected {_VERSION}")
-            return cls._from(Sweep(**entries["sweep"]), entries)
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"this is not a readable plan ({error}); start the sweep in a new folder") from None
+            version, digest = entries["version"], entries.pop("digest", None)
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise ValueError(damaged.format(error if text.strip() else "it is empty")) from None
+        if version != _VERSION:
+            raise ValueError(
+                f"this plan was made by a different version of sega_jax: its format is {brief(version)}, but this"
+                f" version reads format {_VERSION}; start the sweep in a new folder"
+            )
+        if digest != _digest(entries):
+            raise ValueError(damaged.format("its content does not match its checksum"))
+        return cls._from(Sweep(**entries["sweep"]), entries)
 
     @classmethod
     def _from(cls, sweep: Sweep, entries: dict[str, Any]) -> "Plan":
@@ -227,6 +236,10 @@ class Plan:
         batches = tuple(_batch(batch, programs) for batch in entries["batches"])
         earlier = None if entries["earlier"] is None else cls._from(sweep, entries["earlier"])
         return cls(sweep, _facts(entries["facts"]), entries["rows"], batches, earlier, entries["made_larger"])
+
+
+def _digest(entries: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
 
 
 def plan(sweep: Sweep, facts: Facts, rows: int = 8, *, share: bool = True, earlier: Plan | None = None) -> Plan:

@@ -62,13 +62,19 @@ def measure(folder: str | Path, metrics: Mapping[str, Metric]) -> Results:
     store.begin((METRICS,))
     rows = list({row["name"]: row for row in results.rows if row["file"] is not None}.values())
     values: dict[str, list[float | None]] = {name: [] for name in metrics}
+    measured_names: list[str] = []
     sizes = sorted({(row["height"], row["width"]) for row in rows})
     rows = [row for size in sizes for row in rows if (row["height"], row["width"]) == size]
     for size in sizes:
         members = [row for row in rows if (row["height"], row["width"]) == size]
         for start in range(0, len(members), _BLOCK):
-            block = members[start : start + _BLOCK]
-            pictures = np.stack([np.asarray(results.picture(row)) for row in block])
+            images = {row["name"]: results.picture(row) for row in members[start : start + _BLOCK]}
+            # Damaged pictures are left out.
+            block = [row for row in members[start : start + _BLOCK] if images[row["name"]] is not None]
+            if not block:
+                continue
+            measured_names += [row["name"] for row in block]
+            pictures = np.stack([np.asarray(images[row["name"]]) for row in block])
             for name, metric in metrics.items():
                 measured = np.asarray(metric(pictures, block), np.float64)
                 if measured.shape != (len(block),):
@@ -78,7 +84,7 @@ def measure(folder: str | Path, metrics: Mapping[str, Metric]) -> Results:
                     )
                 values[name] += [None if np.isnan(value) else float(value) for value in measured]
     for name, numbers in values.items():
-        store.write(f"{METRICS}/{name}.parquet", records.values([row["name"] for row in rows], numbers))
+        store.write(f"{METRICS}/{name}.parquet", records.values(measured_names, numbers))
     return Results(folder)
 
 
@@ -147,7 +153,11 @@ def distance(results: Results) -> Metric:
             if unedited_row is None:
                 values.append(np.nan)
                 continue
-            difference = picture / 255 - np.asarray(results.picture(unedited_row)) / 255
+            reference = results.picture(unedited_row)
+            if reference is None:
+                values.append(np.nan)
+                continue
+            difference = picture / 255 - np.asarray(reference) / 255
             values.append(float(np.sqrt(np.mean(difference**2))))
         return values
 

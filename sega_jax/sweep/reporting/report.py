@@ -6,10 +6,11 @@ import json
 from importlib import resources
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from sega_jax.sweep.reporting.plots import plot
-from sega_jax.sweep.reporting.results import Results, show
+from sega_jax.sweep.reporting.results import Results, numbers, show
 from sega_jax.sweep.reporting.sheets import Page, sheets
 
 _PAGES = 12  # the maximum number of sheets in a report
@@ -39,11 +40,13 @@ def report(results: Results, across: str | None = None, down: str | None = None,
     if across is None and down is None:
         across, down = _chosen(results)
     pages = sheets(results, across, down)
+    curves, empty = _curves(results)
     return template.render(
         title=title,
         about=_about(results),
         axes={axis: _values(values) for axis, values in results.axes.items()},
-        curves=_curves(results),
+        curves=curves,
+        left_out=[*(f"The metric {name} has no numbers." for name in empty), *(f"{one}." for one in results.problems)],
         count=len(pages),
         sheets=[(_name(page), _picture(page.image)) for page in pages[:_PAGES]],
         settings=json.dumps(results.plan.sweep.as_dict(), indent=1, ensure_ascii=False),
@@ -92,21 +95,29 @@ def _values(values: list[Any]) -> str:
     return ", ".join(shown) if len(shown) <= 12 else f"{', '.join(shown[:5])}, … {shown[-1]} ({len(shown)})"
 
 
-def _curves(results: Results) -> dict[str, str]:
-    """Plots every metric over every numeric axis, with a line for each value of another axis. Returns {name: SVG}."""
+def _curves(results: Results) -> tuple[dict[str, str], list[str]]:
+    """Plots every metric over every numeric axis, with a line for each value of another axis.
+
+    Returns:
+        {name: SVG}, and the names of metrics without numbers, which have no plots.
+    """
     over = [
         axis
         for axis, values in results.axes.items()
         if len(values) > 1 and axis != "seed" and all(type(value) in (int, float) for value in values)
     ]
-    curves = {}
+    curves: dict[str, str] = {}
+    empty = []
     for metric in results.metrics:
+        if np.isnan(numbers(results.rows, metric)).all():
+            empty.append(metric)
+            continue
         for axis in over:
             by = next((other for other in over if other != axis and len(results.axes[other]) < 7), None)
             file = io.StringIO()
             plot(results, metric, axis, by).savefig(file, format="svg")
             curves[f"{metric} over {axis}"] = _data("image/svg+xml", file.getvalue().encode())
-    return curves
+    return curves, empty
 
 
 def _name(page: Page) -> str:

@@ -11,11 +11,13 @@ import numpy as np
 from PIL import Image
 
 from sega_jax.method.checks import brief
+from sega_jax.pipelines.messages import warn
 from sega_jax.sweep.description.fields import kind_of
 from sega_jax.sweep.description.points import name
 from sega_jax.sweep.description.sweep_file import Sweep
 from sega_jax.sweep.running import records
-from sega_jax.sweep.running.folder import METRICS, RECORDS, Folder
+from sega_jax.sweep.running.damage import picture_problem
+from sega_jax.sweep.running.folder import METRICS, Folder
 
 Row = Mapping[str, Any]
 
@@ -30,6 +32,7 @@ class Results:
             `sega_jax.sweep.running.records.columns`), the measured metrics, and the axes, whose values are written as
             in the sweep. Points that describe the same picture each have a row.
         axes: the settings that vary, {setting: values in the sweep's order}.
+        problems: a sentence about each damaged or missing file that was left out so far.
 
     Example:
         >>> from sega_jax import sweep
@@ -49,6 +52,7 @@ class Results:
         """
         self.folder = Folder(folder)
         self.plan = self.folder.plan()
+        self.problems: list[str] = []
         recorded = self._recorded()
         self.rows: list[Row] = []
         self.axes: dict[str, list[Any]] = {axis: [] for axis in self.plan.sweep.axes}
@@ -64,19 +68,26 @@ class Results:
 
     def _recorded(self) -> dict[str, dict[str, Any]]:
         rows: dict[str, dict[str, Any]] = {}
-        for part in sorted(self.folder.store.names(RECORDS)):
-            if part.endswith(".parquet") and not part.startswith("."):
-                rows |= {row["name"]: row for row in self._table(f"{RECORDS}/{part}")}
+        for number in range(len(self.plan.batches)):
+            own, problems = self.folder.recorded(self.plan, number)
+            rows |= own
+            for problem in problems:
+                self._report(f"{problem}; run the sweep again")
         for metric in self.metrics:
-            for one in self._table(f"{METRICS}/{metric}.parquet"):
-                if one["name"] in rows:
-                    rows[one["name"]][metric] = one["value"]
+            file = f"{METRICS}/{metric}.parquet"
+            try:
+                for one in records.rows(self.folder.store.read(file) or b""):
+                    if one["name"] in rows:
+                        rows[one["name"]][metric] = one["value"]
+            except ValueError as error:
+                self._report(f"{file} {error}; measure it again")
         return rows
 
-    def _table(self, file: str) -> list[dict[str, Any]]:
-        data = self.folder.store.read(file)
-        assert data is not None
-        return records.rows(data)
+    def _report(self, problem: str) -> None:
+        """Adds a problem to `problems`, with a warning."""
+        if problem not in self.problems:
+            self.problems.append(problem)
+            warn(f"{self.folder}: {problem}. Until then, it is left out")
 
     @cached_property
     def metrics(self) -> list[str]:
@@ -85,9 +96,15 @@ class Results:
         return sorted(name.removesuffix(".parquet") for name in names if not name.startswith("."))
 
     def picture(self, row: Row) -> Image.Image | None:
-        """Returns a row's picture; None if it is not finite or was flagged by the safety checker."""
-        data = None if row["file"] is None else self.folder.store.read(row["file"])
-        return None if data is None else Image.open(io.BytesIO(data)).convert("RGB")
+        """Returns a row's picture; None if it is not finite, was flagged by the safety checker, or is damaged. A
+        damaged picture causes a warning."""
+        if row["file"] is None:
+            return None
+        data = self.folder.store.read(row["file"])
+        if problem := picture_problem(row, data):
+            self._report(f"{problem}; run the sweep again")
+            return None
+        return Image.open(io.BytesIO(data or b"")).convert("RGB")
 
     def where(self, fixed: Mapping[str, Any]) -> list[Row]:
         """Returns the rows with the given column values.

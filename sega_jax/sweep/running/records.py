@@ -1,6 +1,11 @@
-"""Records: one Parquet table for each batch, with the pictures' settings and facts about how they were made."""
+"""Records: one Parquet table for each batch, with the pictures' settings and facts about how they were made.
 
+Every file contains the SHA-256 of its other bytes, so that a changed byte is noticed.
+"""
+
+import hashlib
 import io
+import re
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -11,10 +16,16 @@ from sega_jax.sweep.description.points import Point
 from sega_jax.sweep.description.stages import is_own
 from sega_jax.sweep.description.sweep_file import Sweep
 
+# A file's digest. It is computed while its own place in the file contains zeros.
+_DIGEST = re.compile(rb"sha256:([0-9a-f]{64})")
+_BLANK = b"sha256:" + b"0" * 64
+
 _MADE = {
     "finite": "bool",
     "flagged": "bool",
     "digest": "string",
+    "file_bytes": "int64",
+    "file_digest": "string",
     "batch": "int64",
     "rows": "int64",
     "calls": "int64",
@@ -40,11 +51,12 @@ def columns(sweep: Sweep, facts: Facts) -> dict[str, str]:
         finite: whether all pixels are finite; a picture with NaN or infinity has no file.
         flagged: whether the safety checker flagged the picture, which then has no file; null without a checker.
         digest: the SHA-256 of the pixels.
+        file_bytes, file_digest: the size of the picture's file and its SHA-256; null without a file.
         batch: the batch's index in the plan.
         rows: the number of rows of the program on all `devices` together. Rounding depends on this number.
         calls: the number of model calls.
-        seconds: the batch's time divided by its number of pictures; the time of a program's first batch includes
-            compilation.
+        seconds: the batch's time divided by the number of pictures made in this time; the time of a program's first
+            batch includes compilation.
         made: the time at which the record was written, in UTC.
         model: the checkpoint; null for the demo model.
     """
@@ -109,29 +121,39 @@ def part(rows: Sequence[dict[str, Any]], sweep: Sweep, facts: Facts) -> bytes:
     pyarrow = arrow()
     kinds = {"timestamp[us, tz=UTC]": pyarrow.timestamp("us", "UTC"), "bool": pyarrow.bool_()}
     fields = [(name, kinds.get(kind) or getattr(pyarrow, kind)()) for name, kind in columns(sweep, facts).items()]
-    file = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows), pyarrow.schema(fields)), file)
-    return file.getvalue()
-
-
-def read_part(data: bytes, names: list[str]) -> dict[str, list]:
-    """Reads the named columns of a Parquet file."""
-    return arrow().parquet.read_table(io.BytesIO(data), columns=names).to_pydict()
-
-
-def rows(data: bytes) -> list[dict[str, Any]]:
-    """Reads the rows of a Parquet file."""
-    return arrow().parquet.read_table(io.BytesIO(data)).to_pylist()
+    return _file(pyarrow.Table.from_pylist(list(rows), pyarrow.schema(fields)))
 
 
 def values(names: Sequence[str], numbers: Sequence[float | None]) -> bytes:
     """Returns a metric as a Parquet file, which holds each picture's name and number. A number may be null."""
     pyarrow = arrow()
     fields = [("name", pyarrow.string()), ("value", pyarrow.float64())]
+    return _file(pyarrow.table({"name": list(names), "value": list(numbers)}, pyarrow.schema(fields)))
+
+
+def rows(data: bytes) -> list[dict[str, Any]]:
+    """Reads the rows of a file that `part` or `values` wrote.
+
+    Raises:
+        ValueError: the file is damaged. The message completes a sentence that begins with the file's name.
+    """
+    if not data:
+        raise ValueError("is empty")
+    found = list(_DIGEST.finditer(data))
+    blank = data[: found[-1].start()] + _BLANK + data[found[-1].end() :] if found else b""
+    if not found or hashlib.sha256(blank).hexdigest().encode() != found[-1][1]:
+        raise ValueError("is damaged: its content does not match its checksum")
+    return arrow().parquet.read_table(io.BytesIO(data)).to_pylist()
+
+
+def _file(table: Any) -> bytes:
+    """Returns a table as a Parquet file that contains the digest of its other bytes."""
     file = io.BytesIO()
-    table = pyarrow.table({"name": list(names), "value": list(numbers)}, pyarrow.schema(fields))
-    pyarrow.parquet.write_table(table, file)
-    return file.getvalue()
+    arrow().parquet.write_table(table.replace_schema_metadata({"digest": _BLANK}), file)
+    data = file.getvalue()
+    start = data.rindex(_BLANK)
+    digest = hashlib.sha256(data).hexdigest().encode()
+    return data[:start] + b"sha256:" + digest + data[start + len(_BLANK) :]
 
 
 def arrow() -> ModuleType:

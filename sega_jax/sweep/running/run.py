@@ -1,20 +1,15 @@
-"""Runs a plan batch by batch. The pictures of one batch are written while the next batch is made."""
+"""Runs a plan batch by batch. The last pictures of a batch are written while the next batch is made."""
 
-import hashlib
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
-from PIL import Image
 
 from sega_jax.method.checks import check_int
-from sega_jax.pipelines import png
 from sega_jax.pipelines.adapter_options import Pairs
 from sega_jax.pipelines.adapters import with_adapters
 from sega_jax.pipelines.messages import collected, warn
@@ -27,11 +22,13 @@ from sega_jax.sweep.planning import sharing
 from sega_jax.sweep.planning.outline import check, check_files
 from sega_jax.sweep.planning.plan import Batch, Plan, Program
 from sega_jax.sweep.planning.sharing import Schedule
-from sega_jax.sweep.running import metadata, records, stages
+from sega_jax.sweep.running import records, stages
+from sega_jax.sweep.running.damage import intact, remove_damaged
 from sega_jax.sweep.running.folder import Folder, part
 from sega_jax.sweep.running.leases import PATIENCE, Leases
 from sega_jax.sweep.running.prefixes import SharedRun
 from sega_jax.sweep.running.status import Status, of_plan
+from sega_jax.sweep.running.writer import BatchWriter
 
 
 def kept(folder: str | Path) -> Plan | None:
@@ -85,8 +82,9 @@ def run(
     """Makes a plan's missing pictures in a folder. `sega_jax.sweep.running.folder` describes the files in the folder.
 
     A run may be interrupted at any moment. Running the plan again makes the remaining pictures, and all pictures are
-    the same bit for bit as without the interruption. If a batch does not fit into the devices' memory, this batch and
-    all later batches of the same program are made with half as many rows. The records show the number of rows.
+    the same bit for bit as without the interruption. Damaged and missing files are made again, with a warning. If a
+    batch does not fit into the devices' memory, this batch and all later batches of the same program are made with half
+    as many rows. The records show the number of rows.
 
     Several workers, which are separate processes, may share a folder and communicate only through it. Each worker makes
     its share of the batches, then the unfinished shares of workers that ended early, and returns when all pictures are
@@ -132,7 +130,7 @@ def run(
             "a cascade loads its stages one after another and cannot use a loaded pipe; remove the argument `pipe`"
         )
     where, loader = Folder(folder), stages.Loader(pipe)
-    unfinished = _unfinished(plan, where)
+    unfinished = _unfinished(plan, where, number, workers, progress)
     if unfinished:
         check_files(plan)
         check(plan)
@@ -147,11 +145,16 @@ def run(
     return of_plan(plan, where)
 
 
-def _unfinished(plan: Plan, where: Folder) -> list[Plan]:
-    """Returns the plans of the stages that still have to run. Stages before a finished stage are no longer needed."""
+def _unfinished(plan: Plan, where: Folder, worker: int, workers: int, progress: bool | None) -> list[Plan]:
+    """Returns the plans of the stages that still have to run. Stages before a finished stage are no longer needed.
+
+    Damaged files in this worker's share are removed, so that they are made again.
+    """
     plans: list[Plan] = []
     for stage in reversed(plan.chain):
-        if not where.of(stage, plan).missing(stage):
+        folder = where.of(stage, plan)
+        remove_damaged(folder, stage, stage.shares(workers)[worker], progress)
+        if not folder.missing(stage):
             break
         plans.insert(0, stage)
     return plans
@@ -191,29 +194,6 @@ def _worker(worker: Any) -> tuple[int, int]:
     return check_int("worker: its number", worker[0], 1, workers) - 1, workers
 
 
-class _Picture(NamedTuple):
-    """An encoded picture and its columns in the record."""
-
-    data: bytes | None  # the file's content; None for a picture without a file
-    finite: bool
-    flagged: bool | None
-    digest: str
-
-
-class _FinishedBatch(NamedTuple):
-    """A batch whose pictures have been made and are being encoded."""
-
-    points: list[Point]
-    pictures: list[Future[_Picture]]
-    rows: int  # the number of rows in the program that made the batch
-    seconds: float  # per picture
-
-
-# A function that takes a picture's index in the batch, the picture [height, width, 3], whether the picture is finite,
-# and whether it is flagged (None without a safety checker).
-_OnPicture = Callable[[int, np.ndarray, bool, bool | None], Any]
-
-
 class _Run:
     """Runs the batches of one stage's plan with its loaded pipeline."""
 
@@ -231,60 +211,41 @@ class _Run:
         """Makes the unfinished batches among `batches`, as long as this worker holds their lease."""
         pictures = {i: len(self.plan.batches[i].points) for i in batches}
         missing = [i for i in self.folder.missing(self.plan) if i in pictures]
-        # Batches that have records but lack some of their pictures.
-        recorded = {i for i in missing if self.folder.store.has(part(i))}
-
-        def needs_making(i):
-            return i in recorded or not self.folder.store.has(part(i))
-
-        done = sum(pictures.values()) - sum(pictures[i] for i in missing)
-        # Pictures are encoded as soon as they are made, and one batch is written while the next is made. Leaving this
-        # block, even through Ctrl-C, waits for both to finish.
+        recorded = {i: len(self.folder.recorded(self.plan, i).rows) for i in missing}
+        done = sum(pictures.values()) - sum(pictures[i] - recorded[i] for i in missing)
+        # Pictures are written as soon as they are made, and one batch is finished while the next is made. Leaving this
+        # block, even through Ctrl-C, waits for both.
         with (
             bar(sum(pictures.values()), "picture", progress, initial=done) as progress_bar,
             ThreadPoolExecutor(thread_name_prefix="pictures") as pool,
-            ThreadPoolExecutor(1, "batches") as writer,
+            ThreadPoolExecutor(1, "batches") as finisher,
         ):
-            writing: Future | None = None
+            finishing: Future | None = None
             for i in missing:
                 if not holds():
                     break
-                before = progress_bar.n
-                if needs_making(i):
-                    finished = self._batch(self.plan.batches[i], pool, progress_bar.update)
-                    if writing is not None:
-                        writing.result()
-                    # Another worker may have made the batch in the meantime, on a device with different rounding.
-                    if needs_making(i):
-                        writing = writer.submit(self._write, i, finished, pool)
-                progress_bar.update(before + pictures[i] - progress_bar.n)
-            if writing is not None:
-                writing.result()
+                # Another worker may have made pictures of the batch in the meantime.
+                kept = intact(self.folder, self.plan, i).rows
+                progress_bar.update(len(kept) - recorded[i])
+                if len(kept) == pictures[i] and self.folder.store.has(part(i)):
+                    continue
+                writer = BatchWriter(self.plan, self.folder, self.pipe, i, kept, pool, progress_bar.update)
+                self._batch(self.plan.batches[i], writer)
+                if finishing is not None:
+                    finishing.result()
+                finishing = finisher.submit(writer.finish)
+            if finishing is not None:
+                finishing.result()
 
-    def _batch(self, batch: Batch, pool: ThreadPoolExecutor, update: Callable[[int], Any]) -> _FinishedBatch:
-        """Makes one batch and starts encoding its pictures. Calls `update` with 1 for each new picture."""
+    def _batch(self, batch: Batch, writer: BatchWriter) -> None:
+        """Makes the pictures of a batch that `writer` needs, and starts writing them."""
         points = self._points(batch)
         self._adapt(batch)
-        pictures: dict[int, Future] = {}
-
-        def on_picture(i, *picture):
-            if i in pictures:
-                # An earlier attempt made this picture, then ran out of memory.
-                pictures[i].cancel()
-            else:
-                update(1)
-            pictures[i] = pool.submit(self._encoded, batch.points[i], points[i], *picture)
-
-        began = time.perf_counter()
         try:
-            rows = self._make(batch, points, on_picture)
+            self._make(batch, points, writer)
         except BaseException:
-            # These pictures will not be recorded, and leaving the pool would wait for all of them.
-            for picture in pictures.values():
-                picture.cancel()
+            writer.stop()
             raise
-        seconds = (time.perf_counter() - began) / len(points)
-        return _FinishedBatch(points, [pictures[i] for i in range(len(points))], rows, seconds)
 
     def _adapt(self, batch: Batch) -> None:
         """Replaces the previous batch's adapters in the pipeline with this batch's adapters."""
@@ -310,23 +271,21 @@ class _Run:
             )
         return points
 
-    def _make(self, batch: Batch, points: list[Point], on_picture: _OnPicture) -> int:
-        """Makes the pictures of a batch, and returns the number of rows made at a time, which is halved when memory
-        runs out.
-        """
+    def _make(self, batch: Batch, points: list[Point], writer: BatchWriter) -> None:
+        """Makes the points of a batch. Halves the number of rows that are made at a time when memory runs out."""
         rows = self.rows_that_fit.get(batch.program, batch.program.rows)
         try:
             if batch.shares:
                 # There is only one part, unless fewer rows than planned fit into memory.
                 for part in sharing.parts(points, rows):
                     members = [points[i] for i in part]
-                    self._call(batch, members, part, on_picture, sharing.schedule(members, batch.calls, rows))
+                    self._call(batch, members, part, rows, writer, sharing.schedule(members, batch.calls, rows))
             else:
                 for first in range(0, len(points), rows):
                     members = points[first : first + rows]
                     numbers = range(first, first + len(members))
-                    self._call(batch, members + members[-1:] * (rows - len(members)), numbers, on_picture)
-            return rows
+                    self._call(batch, members + members[-1:] * (rows - len(members)), numbers, rows, writer)
+            return
         except MemoryError:
             if rows == 1:
                 raise
@@ -335,65 +294,41 @@ class _Run:
         pictures = f"{rows} rows of {height}x{width} pixels with {concepts} concepts"
         warn(f"{pictures} do not fit into memory; continuing with {rows // 2}")
         self.rows_that_fit[batch.program] = rows // 2
-        return self._make(batch, points, on_picture)
+        self._make(batch, points, writer)
 
     def _call(
         self,
         batch: Batch,
         points: list[Point],
         numbers: Sequence[int],
-        on_picture: _OnPicture,
+        rows: int,
+        writer: BatchWriter,
         schedule: Schedule | None = None,
     ) -> None:
-        """Makes the pictures of points with one call of the pipeline.
+        """Makes the pictures of points with one call of the pipeline, unless `writer` needs none of them.
 
         Args:
             points: the points, padded with copies of the last point.
             numbers: the indices of the points in the batch, without padding.
+            rows: the number of rows of the program.
         """
+        if not any(map(writer.needs, numbers)):
+            return
+        if schedule is not None:
+            needed = [one for one in schedule.forks if any(writer.needs(numbers[i]) for i in one.members)]
+            schedule = schedule._replace(forks=tuple(needed))
 
-        def without_padding(i, *picture):
+        def on_picture(i, image, finite, flagged):
             if i < len(numbers):
-                on_picture(numbers[i], *picture)
+                writer.add(numbers[i], image, finite and self.earlier.finite(points[i]), flagged, rows)
 
         scheduler = self.plan.facts.scheduler_of(batch.scheduler)
         if scheduler is not None:
             self.pipe.scheduler = scheduler
         shared, calls = dict(points[0].shared), [point.call for point in points]
-        rows = {name: [call[name] for call in calls] for name in calls[0] if name not in shared}
+        own = {name: [call[name] for call in calls] for name in calls[0] if name not in shared}
         edits = [list(point.edits.values()) for point in points]
         with collected():
-            rows, output = self.earlier.given(rows), "float" if self.plan.format == "npy" else "uint8"
-            prepared = self.pipe.prepare(**rows, **shared, edits=edits, output=output, progress=False)
-            self.shared.make(prepared, schedule, self._concepts(batch.program), without_padding)
-
-    def _encoded(self, i: int, point: Point, image: np.ndarray, finite: bool, flagged: bool | None) -> _Picture:
-        """Encodes the picture of point i."""
-        finite, data = finite and self.earlier.finite(point), None
-        if self.plan.format == "npy":
-            data = stages.encoded(image if finite else np.full_like(image, np.nan))
-        elif finite and not flagged:
-            data = png.encoded(
-                Image.fromarray(image), self.plan.format, metadata.picture_metadata(self.plan, i, self.pipe)
-            )
-        return _Picture(data, finite, flagged, hashlib.sha256(image.tobytes()).hexdigest())
-
-    def _write(self, number: int, finished: _FinishedBatch, pool: ThreadPoolExecutor) -> None:
-        batch, table = self.plan.batches[number], []
-        common = {"batch": number, "rows": finished.rows, "calls": batch.calls, "seconds": finished.seconds}
-
-        def write(name: str, picture: Future[_Picture]) -> str | None:
-            file, data = f"pictures/{name}.{self.plan.format}", picture.result().data
-            if data is None:
-                return None
-            self.folder.store.write(file, data)
-            return file
-
-        # Write the pictures before the records, which mark them as done.
-        files = list(pool.map(write, batch.names, finished.pictures))
-        for k, future in enumerate(finished.pictures):
-            _, finite, flagged, digest = future.result()
-            own = {"name": batch.names[k], "file": files[k], "point": batch.points[k]}
-            own |= {"finite": finite, "flagged": flagged, "digest": digest}
-            table.append(metadata.record(self.plan, batch.points[k], self.pipe) | common | own)
-        self.folder.store.write(part(number), records.part(table, self.plan.sweep, self.plan.facts))
+            own, output = self.earlier.given(own), "float" if self.plan.format == "npy" else "uint8"
+            prepared = self.pipe.prepare(**own, **shared, edits=edits, output=output, progress=False)
+            self.shared.make(prepared, schedule, self._concepts(batch.program), on_picture)

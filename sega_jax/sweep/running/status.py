@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sega_jax.sweep.planning.plan import Plan
-from sega_jax.sweep.running import records
-from sega_jax.sweep.running.folder import RECORDS, Folder, part
+from sega_jax.sweep.running import damage
+from sega_jax.sweep.running.folder import PICTURES, RECORDS, Folder, part
 
 
 class Status(NamedTuple):
@@ -74,10 +74,41 @@ def stages(folder: str | Path) -> dict[str, Status]:
 def of_plan(plan: Plan, folder: Folder) -> Status:
     """Returns the progress of a plan in its folder."""
     missing = folder.missing(plan)
-    pictures = [len(batch.points) for batch in plan.batches]
-    left = sum(pictures[i] for i in missing)
+    total = sum(len(batch.points) for batch in plan.batches)
+    present = folder.store.names(PICTURES)
+    left = 0
+    for i in missing:
+        rows = folder.recorded(plan, i).rows.values()
+        done = sum(row["file"] is None or Path(row["file"]).name in present for row in rows)
+        left += len(plan.batches[i].points) - done
     to_do = sum(map(plan.evaluations, missing))
-    return Status(sum(pictures), sum(pictures) - left, len(pictures), len(pictures) - len(missing), to_do)
+    return Status(total, total - left, len(plan.batches), len(plan.batches) - len(missing), to_do)
+
+
+def problems(folder: str | Path, *, verify: bool = False) -> list[str]:
+    """Returns a sentence about each damaged, missing or unknown file of a sweep. `run` makes damaged and missing files
+    again; unknown files are ignored.
+
+    Args:
+        folder: the folder's path, or an address that fsspec supports.
+        verify: whether to read all pictures. Otherwise only their sizes are checked. Records and metrics are always
+            read.
+
+    Raises:
+        ValueError: the folder contains no sweep, or its plan is damaged.
+
+    Example:
+        >>> from sega_jax import sweep
+        >>> sweep.problems("sega-jax-out/glasses", verify=True)  # made by the example of sweep.run
+        []
+    """
+    where = Folder(folder)
+    plan = where.plan()
+    found = []
+    for stage in plan.chain:
+        prefix = "" if stage is plan else f"stages/{stage.facts.stage}/"
+        found += [f"{prefix}{problem}" for problem in damage.problems(where.of(stage, plan), stage, verify=verify)]
+    return found
 
 
 def seconds_left(folder: str | Path) -> float | None:
@@ -142,9 +173,10 @@ def _pace(plan: Plan, where: Folder) -> float | None:
     seen = set()
     for number, batch in enumerate(plan.batches):
         if part(number).rpartition("/")[2] in recorded:
-            data = where.store.read(part(number))
-            assert data is not None
-            seconds = sum(records.read_part(data, ["seconds"])["seconds"])
+            rows = where.recorded(plan, number).rows.values()
+            if not rows:
+                continue
+            seconds = sum(row["seconds"] for row in rows)
             (timed if batch.compiled in seen else first).append((seconds, plan.evaluations(number)))
             seen.add(batch.compiled)
     samples = timed or first

@@ -1,8 +1,8 @@
 """Reads and writes a sweep's files, in a folder or at an address that fsspec supports, such as gs://bucket/sweep.
 
-A file is either complete or absent, even if the process is killed, and only one process can create it. In folders, this
-module ensures both. At addresses, the file system must ensure both, as the object stores of Google, Amazon and Azure
-do.
+A file is either complete or absent, even if the process is killed or the power fails, and only one process can create
+it. In folders, this module ensures both. At addresses, the file system must ensure both, as the object stores of
+Google, Amazon and Azure do.
 """
 
 import contextlib
@@ -71,6 +71,7 @@ class Store:
         if self._local:
             with self._unfinished(name, data) as (unfinished, path):
                 os.replace(unfinished, path)
+                _sync(path.parent)
         else:
             self._files.pipe_file(self._path(name), data)  # object stores show a file only when it is complete
 
@@ -86,6 +87,7 @@ class Store:
         with self._unfinished(name, data) as (unfinished, path):
             try:
                 os.link(unfinished, path)  # unlike a rename, a link never replaces a file
+                _sync(path.parent)
             except FileExistsError:
                 raise
             except OSError:
@@ -108,6 +110,16 @@ class Store:
             return set()
         return {path.rstrip("/").rpartition("/")[2] for path in paths}
 
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Returns {name: size in bytes} of a folder's files."""
+        self._files.invalidate_cache()
+        try:
+            entries = self._files.ls(self._path(folder), detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        files = (entry for entry in entries if entry["type"] == "file")
+        return {entry["name"].rpartition("/")[2]: entry["size"] for entry in files}
+
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
 
@@ -118,9 +130,19 @@ class Store:
         unfinished = path.with_name(f".{path.name}.{host()}-{os.getpid()}-{os.urandom(4).hex()}")
         try:
             unfinished.write_bytes(data)
+            _sync(unfinished)
             yield unfinished, path
         finally:
             unfinished.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Flushes a file, or the entries of a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def host() -> str:

@@ -1,0 +1,150 @@
+"""Every damaged, missing or unknown file of a sweep is named, stops no report, and is made again."""
+
+import shutil
+
+import pytest
+from click.testing import CliRunner
+from support.sweeping import same
+
+from sega_jax import sweep
+from sega_jax.cli.main import main
+
+WAYS = {
+    "empty": lambda data: b"",
+    "half": lambda data: data[: len(data) // 2],
+    "one_byte": lambda data: data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :],
+    "other_content": lambda data: b"something else",
+    "missing": lambda data: None,
+}
+KINDS = ("pictures", "records", "metrics")
+REPORTS = (
+    ("sheet", "--across", "hat.scale"),
+    ("plot", "--x", "hat.scale", "--y", "brightness"),
+    ("plot", "--x", "hat.scale", "--y", "seconds"),
+    ("report",),
+    ("measure", "--distance"),
+)
+
+
+@pytest.fixture(scope="module")
+def plan(least_folder):
+    ablation = sweep.Sweep(
+        model={"source": str(least_folder)},
+        call={"prompt": "a cat", "steps": 3},
+        edits={"hat": {"warmup": 1, "threshold": 0.5}},
+        grid={"seed": range(2), "hat.scale": [0, 3]},
+    )
+    return sweep.plan(ablation, sweep.Facts.of(ablation), rows=2, share=False)
+
+
+@pytest.fixture(scope="module")
+def done(plan, least, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("done")
+    sweep.run(plan, folder, least)
+    return folder
+
+
+@pytest.fixture
+def measured(done, tmp_path):
+    """Returns a copy of the finished sweep, with a metric."""
+    folder = tmp_path / "copy"
+    shutil.copytree(done, folder)
+    sweep.measure(folder, {"brightness": lambda pictures, rows: pictures.mean((1, 2, 3))})
+    return folder
+
+
+def shell(*words):
+    result = CliRunner().invoke(main, ["sweep", *map(str, words)])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.output
+    return result
+
+
+def change(path, way):
+    data = WAYS[way](path.read_bytes())
+    path.unlink() if data is None else path.write_bytes(data)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("way", [pytest.param(way, marks=[] if way == "half" else pytest.mark.slow) for way in WAYS])
+def test_damaged_files_are_named_and_made_again(measured, done, plan, least, kind, way, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    count = len(list((measured / kind).iterdir()))
+    for number in range(count):
+        path = sorted((measured / kind).iterdir())[number]
+        name, data = f"{kind}/{path.name}", path.read_bytes()
+        change(path, way)
+        status = shell("status", measured, "--verify")
+        assert status.exit_code == 0
+        if not (way == "missing" and kind in ("records", "metrics")):  # nothing is known of a file that is gone
+            assert name in status.output
+        if kind == "pictures" and way != "one_byte":
+            assert name in shell("status", measured).output
+        for command, *options in REPORTS:
+            result = shell(command, measured, *options)
+            assert "Traceback" not in result.output
+            assert result.exit_code == 0 or ("brightness" in options and kind == "metrics"), result.output
+        if kind == "pictures":
+            assert path.name in shell("sheet", measured, "--across", "hat.scale").output
+        if kind == "metrics":
+            path.write_bytes(data)
+            continue
+        with pytest.warns(UserWarning, match=name) if path.exists() or kind == "pictures" else _quiet():
+            sweep.run(plan, measured, least)
+        assert path.read_bytes() == data or kind == "records"
+        assert sweep.problems(measured, verify=True) == []
+    shutil.rmtree(measured / "metrics")
+    same(measured, done)
+
+
+def _quiet():
+    import contextlib
+
+    return contextlib.nullcontext()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_damaged_plan_is_named(measured, plan, least, way):
+    change(measured / "plan.json", way)
+    for words in (("status", measured), ("status", measured, "--verify"), ("sheet", measured), ("report", measured)):
+        result = shell(*words)
+        assert result.exit_code == 1
+        assert "has no plan.json" in result.output if way == "missing" else "plan.json: this is not" in result.output
+        assert "Traceback" not in result.output
+    if way != "missing":
+        with pytest.raises(ValueError, match="delete it and run the same sweep again"):
+            sweep.run(plan, measured, least)
+        (measured / "plan.json").unlink()
+    assert sweep.run(plan, measured, least).done == 4
+    assert sweep.problems(measured, verify=True) == []
+
+
+def test_a_plan_of_another_version_is_refused(measured, least, plan):
+    text = (measured / "plan.json").read_text()
+    (measured / "plan.json").write_text(text.replace('"version": 4', '"version": 3'))
+    with pytest.raises(ValueError, match="its format is 3, but this version reads format 4; start the sweep in a new"):
+        sweep.status(measured)
+
+
+def test_unknown_files_are_named_and_ignored(measured, plan, least):
+    for file in ("pictures/photo.png", "records/part-00007.parquet", "records/notes.txt"):
+        (measured / file).write_bytes(b"mine")
+        assert f"{file} is not part of this sweep" in shell("status", measured).output
+    assert sweep.run(plan, measured, least).done == 4
+    assert (measured / "pictures" / "photo.png").read_bytes() == b"mine"
+    assert len(sweep.Results(measured).rows) == 4
+
+
+def test_intact_sweeps_have_no_problems(measured):
+    assert shell("status", measured).output == "4 of 4 pictures, 2 of 2 batches\n"
+    assert shell("status", measured, "--verify").output.endswith("all files are intact\n")
+
+
+def test_every_changed_byte_of_records_is_noticed(done):
+    from sega_jax.sweep.running import records
+
+    path = next((done / "records").iterdir())
+    data = path.read_bytes()
+    assert records.rows(data)
+    for place in range(0, len(data), 97):
+        with pytest.raises(ValueError, match="checksum"):
+            records.rows(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
