@@ -17,6 +17,9 @@ import numpy as np
 from sega_jax.demo.evaluate.measures import Measurement
 from sega_jax.pipelines.progress import plainly
 
+# {setting of a study: how it is written below the study's table}
+_ABOUT = {"seeds": "{} seeds", "first_seed": "the first seed is {}", "dtype": "{}", "device": "{}", "jax": "jax {}"}
+
 
 def average(rows: Iterable[Measurement], *names: str) -> list[float]:
     """Averages columns over words with equal weights. Cells without pictures are left out."""
@@ -32,9 +35,7 @@ def tables(results: dict[str, dict[str, Any]]) -> str:
     for study, write in _TABLES.items():
         if study in results:
             about = results[study]["about"]
-            line = ", ".join(
-                f"{name} {about[name]}" for name in ("seeds", "first_seed", "dtype", "device", "jax") if name in about
-            )
+            line = "; ".join(text.format(about[name]) for name, text in _ABOUT.items() if name in about)
             parts += [*write(results[study]["found"]), f"({study}: {line})", ""]
     return "\n".join(parts)
 
