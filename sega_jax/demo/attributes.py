@@ -1,6 +1,6 @@
 """The attributes of a cartoon portrait, their random values, and the words that the judge knows.
 
-The attributes are independent, so that an edit can change one attribute and keep the others.
+The attributes are independent, so an edit can change one attribute and keep the others.
 """
 
 from typing import TypeVar

@@ -5,7 +5,7 @@ pipe("a portrait of a woman", [add("glasses"), remove("smile")], **CALL)
 
 With up to 256 pictures for each of 41 words (`python -m sega_jax.demo.evaluate.diffusion FOLDER`), adding succeeds in
 98 % of the pictures and keeps 91 % of the other attributes; removing succeeds in 93 % and keeps 76 %. With larger
-scales, edits succeed more often and keep fewer attributes.
+scales, edits succeed more often but keep fewer of the other attributes.
 """
 
 from typing import Any

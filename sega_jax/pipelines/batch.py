@@ -14,6 +14,7 @@ from sega_jax.method.guidance import Edit, Edits
 from sega_jax.method.numerics import floating
 from sega_jax.pipelines.execution.active_concepts import ordered
 from sega_jax.pipelines.execution.chunks import CHUNK
+from sega_jax.pipelines.execution.memory import check_pictures
 from sega_jax.pipelines.loaded_checkpoint import LoadedCheckpoint
 from sega_jax.pipelines.messages import warn
 from sega_jax.systems.base import Given, Settings, Setup, Static
@@ -94,6 +95,7 @@ def prepare(call: Call, pipe: LoadedCheckpoint) -> Batch:
         system.text.check_options(networks, {name: getattr(call, name) for name in reading})
     prompts = _texts("prompt", call.prompt, check)
     spread = Spread(len(prompts), call.images_per_prompt)
+    _check_memory(spread.total, call, pipe)
     negative = call.negative_prompt
     if negative is None:
         negative = system.text.negative(pipe.models, pipe.tokenizer, pipe.extras)
@@ -158,6 +160,14 @@ def prepare(call: Call, pipe: LoadedCheckpoint) -> Batch:
         callback_steps=call.callback_steps,
         progress=call.progress,
     )
+
+
+def _check_memory(rows: int, call: Call, pipe: LoadedCheckpoint) -> None:
+    """Checks that the pictures of a call fit in memory, before any argument is spread over the rows."""
+    sizes = pipe.system.sampler.sizes(pipe.models)
+    given = getattr(call, "height", None), getattr(call, "width", None)
+    height, width = (side or default for side, default in zip(given, sizes.default or (1, 1), strict=True))
+    check_pictures(rows, height, width, pipe.devices.devices[0], len(pipe.devices))
 
 
 class Spread:

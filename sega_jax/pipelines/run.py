@@ -13,9 +13,10 @@ from PIL import Image
 from sega_jax.method.sample import Carry
 from sega_jax.pipelines.batch import Batch
 from sega_jax.pipelines.execution.active_concepts import needed
-from sega_jax.pipelines.execution.chunks import CHUNK, chunk, enough_memory
+from sega_jax.pipelines.execution.chunks import CHUNK, chunk
 from sega_jax.pipelines.execution.compile_report import Compiled
 from sega_jax.pipelines.execution.devices import Flat
+from sega_jax.pipelines.execution.memory import check_programs, enough_memory, is_small
 from sega_jax.pipelines.loaded_checkpoint import LoadedCheckpoint
 from sega_jax.pipelines.messages import muted, warn
 from sega_jax.pipelines.output import Output, is_finite
@@ -57,17 +58,40 @@ class Decoded(NamedTuple):
 
 def run(pipe: LoadedCheckpoint, batch: Batch) -> Output:
     """Runs a batch and returns its pictures."""
-    begun = begin(pipe, batch, branch_texts(pipe, batch, batch.n))
-    every, records = 0 if batch.callback is None else batch.callback_steps, []
-    carry = begun.carry
-    with suppress(Interruption), bar(batch.calls, "call", batch.progress) as shown:
-        for done, carry, record in advance_in_chunks(pipe, begun, every):
-            records.append(record)
-            shown.update(done - shown.n)
-            if batch.callback is not None and (done - 1) % every == 0:
-                x = pipe.devices.gather(carry.x, batch.rows)
-                batch.callback(done - 1, float(batch.table.timestep[done - 1]), x)
-    return finish(pipe, batch, carry.x, records)
+    # The devices may also run out of memory while the host waits for them.
+    with enough_memory((batch.rows, *batch.shape)):
+        begun = begin(pipe, batch, branch_texts(pipe, batch, batch.n))
+        check_memory(pipe, begun)
+        every, records = 0 if batch.callback is None else batch.callback_steps, []
+        carry = begun.carry
+        with suppress(Interruption), bar(batch.calls, "call", batch.progress) as shown:
+            for done, carry, record in advance_in_chunks(pipe, begun, every):
+                records.append(record)
+                shown.update(done - shown.n)
+                if batch.callback is not None and (done - 1) % every == 0:
+                    x = pipe.devices.gather(carry.x, batch.rows)
+                    batch.callback(done - 1, float(batch.table.timestep[done - 1]), x)
+        return finish(pipe, batch, carry.x, records)
+
+
+def check_memory(pipe: LoadedCheckpoint, begun: Begun) -> None:
+    """Checks that the programs of a batch fit in memory, before they run. Small batches are not checked, because the
+    check takes time.
+
+    Raises:
+        MemoryError: A program does not fit.
+    """
+    batch, sampler, device = begun.batch, pipe.system.sampler, pipe.devices.devices[0]
+    factor, share = sampler.sizes(pipe.models).factor, -(-batch.rows // len(pipe.devices))
+    if is_small(share * batch.shape[0] * batch.shape[1] * factor**2, device):
+        return
+    program = _advance(pipe, begun, batch.n)
+    arguments = begun.networks, begun.text, begun.carry, chunk(batch.table, 0, 0), begun.settings
+    programs_of = {"predict": program.lower(*arguments)}
+    if batch.output in PICTURES:
+        decode: Any = pipe.devices.map(sampler.decode, (None, 0), **batch.decode)
+        programs_of["decode"] = decode.lower(sampler.decoder(pipe.models), begun.carry.x)
+    check_programs(programs_of, (batch.rows, *batch.shape), device)
 
 
 def compile_batch(pipe: LoadedCheckpoint, batch: Batch) -> Compiled:
@@ -153,15 +177,18 @@ def advance(
     Returns:
         The carry after the chunk, and the chunk's record (None if the call is not recorded).
     """
-    program = pipe.devices.map(
+    with enough_memory(jax.tree.leaves(begun.text)[0].shape):
+        return _advance(pipe, begun, concepts)(begun.networks, begun.text, carry, table, begun.settings)
+
+
+def _advance(pipe: LoadedCheckpoint, begun: Begun, concepts: int) -> Any:
+    return pipe.devices.map(
         programs.advance,
         (None, 0, 0, None, 0),
         sampler=pipe.system.sampler,
         static=begun.batch.static,
         concepts=concepts,
     )
-    with enough_memory(jax.tree.leaves(begun.text)[0].shape):
-        return program(begun.networks, begun.text, carry, table, begun.settings)
 
 
 def advance_in_chunks(

@@ -9,8 +9,8 @@ from PIL import Image
 
 from sega_jax.nn.config import build
 from sega_jax.nn.safety import StableDiffusionSafetyChecker
-from sega_jax.pipelines.execution.chunks import enough_memory
 from sega_jax.pipelines.execution.devices import Devices
+from sega_jax.pipelines.execution.memory import enough_memory
 from sega_jax.text.files import CheckpointError, read_json
 
 

@@ -112,7 +112,7 @@ def join(texts: Sequence[PaellaText], blank: Callable[[], PaellaText]) -> Paella
 
 
 def sample_prior(prior: PriorModel, text: PaellaText, key: jax.Array) -> PaellaText:
-    """Draws picture embeddings for the prompts with each row's key, and adds them to a text [rows, branches, ...].
+    """Draws a picture embedding for each row's prompt with the row's key, and adds it to a text [rows, branches, ...].
 
     All branches get the embedding, but only the prompt's branch uses it. A text without CLIP embeddings is returned
     unchanged.

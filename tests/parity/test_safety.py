@@ -91,7 +91,7 @@ def both(tmp_path_factory, one_device):
     """Loads a checkpoint with a safety checker into our semantic pipeline and diffusers'."""
     folder = tiny.checkpoint(tmp_path_factory.mktemp("checkpoints") / "checked", safety=tiny.SAFETY)
     ours, reference = theirs.load(folder, "float32", one_device)
-    # If torchvision is installed, diffusers would use it for resizing.
+    # Without this, diffusers would use torchvision for resizing if it is installed.
     reference.feature_extractor = transformers.CLIPImageProcessorPil.from_pretrained(folder / "feature_extractor")
     return ours, reference
 

@@ -133,7 +133,7 @@ def pipe(paella):
     ],
 )
 def test_edits_equal_a_plain_loop(pipe, options):
-    """Both the guidance added to the logits and the resulting tokens are equal."""
+    """The guidance added to the logits and the resulting tokens both match the loop's."""
     calls = []
     call = {
         "steps": 6,
@@ -220,7 +220,7 @@ def test_finished_concepts_are_not_predicted(pipe, compilations):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the text encoder reads 12 tokens")  # CLIP's
 def test_texts_of_different_lengths_in_one_batch(pipe):
-    """Texts give the same tokens in one batch as separately, even if their padded lengths differ."""
+    """Texts give the same tokens in one batch and in separate calls, even if their padded lengths differ."""
     prompts, edits = ["cat", "x" * 90], [EDITS, [Edit("y" * 70, warmup=0)]]
     together = pipe(prompts, edits, seed=[1, 2], record=True, **TOKENS)
     for i, (prompt, edit) in enumerate(zip(prompts, edits, strict=True)):

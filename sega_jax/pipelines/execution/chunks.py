@@ -5,7 +5,6 @@ Between chunks, the host updates the progress bar, calls callbacks, handles Ctrl
 
 import time
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -91,22 +90,3 @@ def _wait(arrays: Any) -> None:
     except KeyboardInterrupt:
         jax.block_until_ready(arrays)
         raise
-
-
-@contextmanager
-def enough_memory(shape: tuple[int, ...]) -> Iterator[None]:
-    """Turns JAX's out-of-memory error inside a `with` block into a MemoryError that suggests remedies.
-
-    Args:
-        shape: The shape of the batch, rows first.
-    """
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise MemoryError(
-            f"a batch of shape {shape} (rows first) does not fit in the device's memory; reduce the number of pictures,"
-            " the number of concepts or the size, use rows_at_once or tiled if the call supports them, or load"
-            " with dtype='bfloat16'"
-        ) from error

@@ -15,7 +15,8 @@ from sega_jax.method.guidance import Predictions
 from sega_jax.method.sample import Carry
 from sega_jax.pipelines import run
 from sega_jax.pipelines.batch import Batch
-from sega_jax.pipelines.execution.chunks import chunk, enough_memory
+from sega_jax.pipelines.execution.chunks import chunk
+from sega_jax.pipelines.execution.memory import enough_memory
 from sega_jax.pipelines.output import Output
 from sega_jax.pipelines.pipeline import Pipeline
 from sega_jax.pipelines.texts import branch_texts
@@ -67,12 +68,15 @@ class SharedRun:
                 compiled at once.
             on_picture: a function that is called with each picture as soon as it is fetched.
         """
-        if schedule is None:
+        # The devices may also run out of memory while the host waits for them.
+        with enough_memory((batch.rows, *batch.shape)):
+            if schedule is not None:
+                return _Shared(self, batch, schedule, frozenset(concepts), on_picture).make()
             begun = run.begin(self.pipe, batch, branch_texts(self.pipe, batch, batch.n))
+            run.check_memory(self.pipe, begun)
             out = run.finish(self.pipe, batch, self.last(begun, batch.rows), [None])
             _report_pictures(range(batch.rows), out, on_picture)
             return out
-        return _Shared(self, batch, schedule, frozenset(concepts), on_picture).make()
 
     def last(self, begun: run.Begun, rows: int) -> Any:
         """Returns the states at the end of a batch's schedule."""

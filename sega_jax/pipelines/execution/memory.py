@@ -1,0 +1,86 @@
+"""Turns a lack of memory into errors with a remedy, before a call runs if possible."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+
+# Programs are analysed only if their states and pictures take more than this fraction of the memory. For a picture of
+# Stable Diffusion, the UNet's temporary memory is about 600 times the size of the state and the picture.
+_SMALL = 1e-3
+_REMEDY = (
+    "reduce the number of pictures, the number of concepts or the size, use rows_at_once or tiled if the call supports"
+    " them, or load with dtype='bfloat16'"
+)
+
+
+@contextmanager
+def enough_memory(shape: tuple[int, ...]) -> Iterator[None]:
+    """Turns JAX's out-of-memory error inside a `with` block into a MemoryError that suggests remedies.
+
+    Args:
+        shape: The shape of the batch, rows first.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        # Some allocators report INTERNAL or UNKNOWN errors, whose text says what is missing.
+        if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error).lower():
+            raise
+        raise MemoryError(
+            f"a batch of shape {shape} (rows first) does not fit in the device's memory; {_REMEDY}"
+        ) from error
+
+
+def there(device: jax.Device) -> int:
+    """Returns the memory of a device in bytes; for devices that do not report it, the memory of this machine."""
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    return limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def check_pictures(rows: int, height: int, width: int, device: jax.Device, devices: int) -> None:
+    """Checks that the pictures of a call alone fit in memory, before anything is allocated for them.
+
+    Raises:
+        MemoryError: They do not.
+    """
+    needed, available = 3 * rows * height * width, there(device) * devices
+    if needed > available:
+        raise MemoryError(
+            f"{rows} pictures of {height}x{width} pixels take {_gib(needed)} without the networks, but there are"
+            f" {_gib(available)} of memory; make fewer or smaller pictures in each call"
+        )
+
+
+def is_small(pixels: int, device: jax.Device) -> bool:
+    """Returns whether a batch with this number of pixels on the device certainly fits in its memory."""
+    return 3 * pixels < _SMALL * there(device)
+
+
+def check_programs(programs: Mapping[str, Any], shape: tuple[int, ...], device: jax.Device) -> None:
+    """Checks that compiled programs fit in a device's memory, before they run.
+
+    Args:
+        programs: {name: lowered program}.
+        shape: The shape of the batch, rows first.
+        device: One of the devices that run the programs.
+
+    Raises:
+        MemoryError: A program does not fit.
+    """
+    for name, lowered in programs.items():
+        analysis = lowered.compile().memory_analysis()
+        if analysis is None:
+            continue
+        needed = analysis.temp_size_in_bytes + analysis.argument_size_in_bytes + analysis.output_size_in_bytes
+        if needed > there(device):
+            raise MemoryError(
+                f"a batch of shape {shape} (rows first) needs {_gib(needed)} to {name}, but there are"
+                f" {_gib(there(device))} of memory; {_REMEDY}"
+            )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:,.1f} GiB"
