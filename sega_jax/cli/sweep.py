@@ -1,5 +1,6 @@
 """Defines `sega-jax sweep FILE` and the commands for a sweep's folder: status, measure, sheet, plot and report."""
 
+import io
 import time
 from collections.abc import Callable
 from functools import partial
@@ -8,10 +9,12 @@ from typing import Any
 
 import click
 import jax
+from PIL import Image
 
 from sega_jax import sweep as sweeps
 from sega_jax.cli.terminal import remember_compilations, writable
 from sega_jax.pipelines.progress import plainly
+from sega_jax.weights.destination import write_file
 
 
 class _FileOrCommand(click.Group):
@@ -269,7 +272,7 @@ def sheet(folder: str, across: str | None, down: str | None, where: tuple[str, .
         pages = sweeps.sheets(results, across, down, _fixed(results, where), side=side)
         for number, page in enumerate(pages):
             path = out if len(pages) == 1 else out.with_stem(f"{out.stem}-{number + 1:0{len(str(len(pages)))}}")
-            page.image.save(path)
+            _write(path, partial(page.image.save, format=_format(path)))
             fixed = ", ".join(f"{key} = {sweeps.show(value)}" for key, value in page.fixed.items())
             click.echo(f"Wrote {path}" + (f": {fixed}" if fixed else ""))
 
@@ -285,7 +288,8 @@ def plot(folder: str, y: str, x: str, by: str | None, where: tuple[str, ...], ou
     """Plots means over an axis, with 95 % intervals."""
     with plainly():
         results = sweeps.Results(folder)
-        sweeps.plot(results, y, x, by, _fixed(results, where)).savefig(out)
+        figure = sweeps.plot(results, y, x, by, _fixed(results, where))
+        _write(out, partial(figure.savefig, format=out.suffix[1:] or "png"))
         click.echo(f"Wrote {out}")
 
 
@@ -299,8 +303,26 @@ def report(folder: str, across: str | None, down: str | None, title: str | None,
     """Writes one HTML file with axes, plots and sheets."""
     with plainly():
         name = folder.rstrip("/").rpartition("/")[2] if title is None else title
-        out.write_text(sweeps.report(sweeps.Results(folder), across, down, name), "utf-8")
+        write_file(out, sweeps.report(sweeps.Results(folder), across, down, name).encode(), replace=True)
         click.echo(f"Wrote {out}")
+
+
+def _write(path: Path, save: Callable[[io.BytesIO], Any]) -> None:
+    """Writes a file completely or not at all, given a function that saves its content to a stream."""
+    stream = io.BytesIO()
+    save(stream)
+    write_file(path, stream.getvalue(), replace=True)
+
+
+def _format(path: Path) -> str:
+    """Returns the format of a picture's file.
+
+    Raises:
+        ValueError: Pillow cannot write files with this extension.
+    """
+    if (known := Image.registered_extensions().get(path.suffix.lower())) not in Image.SAVE:
+        raise ValueError(f"--out {path} should have the extension of a picture, such as .png")
+    return str(known)
 
 
 def _fixed(results: sweeps.Results, where: tuple[str, ...]) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
+from sega_jax.weights.destination import write_file
+
 _KEY = "sega_jax"
 _MARGIN, _FONT = 8, 14
 
@@ -60,9 +62,9 @@ def save(image: Image.Image, path: Path, settings: dict[str, Any]) -> None:
 
     Raises:
         FileExistsError: The file exists.
+        OSError: The file cannot be written, for example because the disk is full.
     """
-    with path.open("xb") as file:
-        file.write(encoded(image, "png", settings))
+    write_file(path, encoded(image, "png", settings))
 
 
 def settings(path: Path) -> dict[str, Any]:

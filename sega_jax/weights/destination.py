@@ -1,5 +1,6 @@
-"""Writes folders atomically: a folder appears only when it is complete."""
+"""Writes files and folders atomically: they appear only when they are complete."""
 
+import errno
 import fcntl
 import os
 import shutil
@@ -44,9 +45,62 @@ def atomic_folder(dest: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        _sync_entry(dest.parent)
+        sync(dest.parent)
     finally:
         os.close(descriptor)
+
+
+def write_file(path: Path, data: bytes, *, replace: bool = False) -> None:
+    """Writes a file, and flushes it and its entry in the folder to the disk.
+
+    Raises:
+        FileExistsError: the file exists, and `replace` is false.
+        OSError: the file cannot be written, for example because the disk is full. Nothing is left of it.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}")
+    try:
+        with full_disk(path, len(data)):
+            unfinished.write_bytes(data)
+            sync(unfinished)
+        if replace:
+            unfinished.replace(path)
+        else:
+            _link(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def _link(unfinished: Path, path: Path) -> None:
+    """Gives a finished file its name. Unlike a rename, a link never replaces a file."""
+    try:
+        path.hardlink_to(unfinished)
+    except FileExistsError:
+        raise FileExistsError(f"{path} exists; remove it, or choose a different name") from None
+    except OSError:  # the file system has no links
+        if path.exists():
+            raise FileExistsError(f"{path} exists; remove it, or choose a different name") from None
+        unfinished.rename(path)
+
+
+@contextmanager
+def full_disk(path: Path, size: int) -> Iterator[None]:
+    """Explains an error inside a `with` block that is caused by a full disk.
+
+    Args:
+        path: the file that the block writes.
+        size: the file's size in bytes.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        free = shutil.disk_usage(path.parent).free
+        raise OSError(
+            f"{path} needs {size:,} bytes, but the disk is full ({free:,} bytes are free); free some space, or choose a"
+            " different folder",
+        ) from None
 
 
 def _lock(folder: int) -> bool:
@@ -68,11 +122,12 @@ def _sync(folder: Path) -> None:
     """Flushes all files to the disk, so that a power failure cannot leave an incomplete folder with the final name."""
     for path, _, names in os.walk(folder):
         for name in names:
-            _sync_entry(Path(path, name))
-        _sync_entry(Path(path))
+            sync(Path(path, name))
+        sync(Path(path))
 
 
-def _sync_entry(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Flushes a file, or the entries of a folder, to the disk."""
     entry = os.open(path, os.O_RDONLY)
     try:
         os.fsync(entry)

@@ -12,6 +12,8 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from sega_jax.weights.destination import full_disk, sync
+
 
 class Store:
     """The files in a folder or at an address. A file's name is its relative path, such as "records/part-00012.parquet".
@@ -71,7 +73,7 @@ class Store:
         if self._local:
             with self._unfinished(name, data) as (unfinished, path):
                 os.replace(unfinished, path)
-                _sync(path.parent)
+                sync(path.parent)
         else:
             self._files.pipe_file(self._path(name), data)  # object stores show a file only when it is complete
 
@@ -87,7 +89,7 @@ class Store:
         with self._unfinished(name, data) as (unfinished, path):
             try:
                 os.link(unfinished, path)  # unlike a rename, a link never replaces a file
-                _sync(path.parent)
+                sync(path.parent)
             except FileExistsError:
                 raise
             except OSError:
@@ -129,20 +131,12 @@ class Store:
         path = Path(self._path(name))
         unfinished = path.with_name(f".{path.name}.{host()}-{os.getpid()}-{os.urandom(4).hex()}")
         try:
-            unfinished.write_bytes(data)
-            _sync(unfinished)
+            with full_disk(path, len(data)):
+                unfinished.write_bytes(data)
+                sync(unfinished)
             yield unfinished, path
         finally:
             unfinished.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    """Flushes a file, or the entries of a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def host() -> str:
