@@ -8,6 +8,7 @@ A single picture uses only one device; the others would only compute copies of t
 generate pictures for several seeds at once.
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -71,7 +72,7 @@ class Devices:
             )
         self.devices = list(devices)
         self._programs: dict[tuple, Callable] = {}
-        self._watched: list[Program] | None = None
+        self._watched = threading.local()  # its attribute `programs` is the list that this thread's `watch` yields
         mesh = Mesh(np.array(self.devices), ("rows",))
         one = SingleDeviceSharding(self.devices[0])
         self._everywhere = NamedSharding(mesh, PartitionSpec()) if len(self) > 1 else one
@@ -119,18 +120,20 @@ class Devices:
             # If several threads reach this line, all of them use the first one's program.
             self._programs.setdefault(name, compiled)
         program = self._programs[name]
-        return program if self._watched is None else partial(self._watch, program, function, static.get("concepts"))
+        watched = getattr(self._watched, "programs", None)
+        return program if watched is None else partial(self._watch, watched, program, function, static.get("concepts"))
 
     @contextmanager
     def watch(self) -> Iterator[list[Program]]:
-        """Yields a list to which a report is appended for each call of a program inside the `with` block."""
-        self._watched = []
+        """Yields a list to which a report is appended for each call of a program that this thread makes inside the
+        `with` block."""
+        self._watched.programs = []
         try:
-            yield self._watched
+            yield self._watched.programs
         finally:
-            self._watched = None
+            del self._watched.programs
 
-    def _watch(self, program: Any, function: Callable, concepts: int | None, *args: Any) -> Any:
+    def _watch(self, watched: list[Program], program: Any, function: Callable, concepts: int | None, *args: Any) -> Any:
         start, memory = time.perf_counter(), None
         if len(self) == 1:
             analysis = program.lower(*args).compile().memory_analysis()
@@ -138,8 +141,7 @@ class Devices:
         else:
             # Analysing a pmap program's memory would compile the program a second time.
             jax.block_until_ready(program(*args))
-        assert self._watched is not None
-        self._watched.append(Program(function.__name__, concepts, time.perf_counter() - start, memory))
+        watched.append(Program(function.__name__, concepts, time.perf_counter() - start, memory))
         return program(*args)
 
     def split(self, tree: Any) -> Any:

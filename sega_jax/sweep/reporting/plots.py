@@ -2,6 +2,7 @@
 
 import math
 import textwrap
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -108,8 +109,8 @@ def _ordered(results: Results, rows: Sequence[Row], column: str) -> tuple[list[A
     present = list(dict.fromkeys(row.get(column) for row in rows))
     if all(type(value) in (int, float) for value in present):
         return sorted(present), True
-    known = results.axes.get(column, present)
-    return [value for value in known if value in present], False
+    here = set(present)
+    return [value for value in results.axes.get(column, present) if value in here], False
 
 
 def _means(rows: Sequence[Row], y: str, x: str, values: Sequence[Any]) -> tuple[list[int], np.ndarray, np.ndarray]:
@@ -118,10 +119,13 @@ def _means(rows: Sequence[Row], y: str, x: str, values: Sequence[Any]) -> tuple[
     Returns:
         The indices of the values of `x` for which `y` has numbers, the means, and the half-widths of the intervals.
     """
-    column, positions, mean, error = numbers(rows, y), [], [], []
+    groups: dict[Any, list[float]] = defaultdict(list)
+    for row, number in zip(rows, numbers(rows, y), strict=True):
+        if not np.isnan(number):
+            groups[row.get(x)].append(number)
+    positions, mean, error = [], [], []
     for i, value in enumerate(values):
-        members = column[[row.get(x) == value for row in rows]]
-        members = members[~np.isnan(members)]
+        members = np.array(groups[value])
         if members.size:
             positions.append(i)
             mean.append(members.mean())

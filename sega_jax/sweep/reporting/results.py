@@ -2,6 +2,7 @@
 
 import io
 import itertools
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -55,16 +56,16 @@ class Results:
         self.problems: list[str] = []
         recorded = self._recorded()
         self.rows: list[Row] = []
-        self.axes: dict[str, list[Any]] = {axis: [] for axis in self.plan.sweep.axes}
-        labels = {axis: _labels(self.plan.sweep, axis) for axis in self.axes}
+        values: dict[str, dict[Any, None]] = {axis: {} for axis in self.plan.sweep.axes}  # as ordered sets
+        labels = {axis: _labels(self.plan.sweep, axis) for axis in values}
         for i, settings in enumerate(self.plan.sweep):
-            shown = settings | {axis: labels[axis].get(settings[axis], settings[axis]) for axis in self.axes}
-            for axis, values in self.axes.items():
-                if shown[axis] not in values:
-                    values.append(shown[axis])
+            shown = settings | {axis: labels[axis].get(settings[axis], settings[axis]) for axis in values}
+            for axis, known in values.items():
+                known[shown[axis]] = None
             row = recorded.get(name(self.plan.point(i), self.plan.facts))
             if row is not None:
-                self.rows.append(row | {axis: shown[axis] for axis in self.axes})
+                self.rows.append(row | {axis: shown[axis] for axis in values})
+        self.axes: dict[str, list[Any]] = {axis: list(known) for axis, known in values.items()}
 
     def _recorded(self) -> dict[str, dict[str, Any]]:
         rows: dict[str, dict[str, Any]] = {}
@@ -146,10 +147,16 @@ class Results:
         """
         rows = self.where(fixed)
         others = [axis for axis in self.axes if axis not in (*apart, *fixed)]
-        for values in itertools.product(*(self.axes[axis] for axis in others)):
-            page = dict(zip(others, values, strict=True))
-            if members := [row for row in rows if all(row[axis] == value for axis, value in page.items())]:
-                yield page, members
+        groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+        for row in rows:
+            groups[tuple(row[axis] for axis in others)].append(row)
+        place = {axis: {value: i for i, value in enumerate(self.axes[axis])} for axis in others}
+
+        def order(values: tuple[Any, ...]) -> tuple[int, ...]:
+            return tuple(place[axis][value] for axis, value in zip(others, values, strict=True))
+
+        for values in sorted(groups, key=order):
+            yield dict(zip(others, values, strict=True)), groups[values]
 
 
 def _labels(sweep: Sweep, axis: str) -> dict[Any, Any]:

@@ -62,7 +62,7 @@ def _values(results: Results, axis: str | None, fixed: Mapping[str, Any]) -> lis
     """Returns the values of an axis that have pictures; numbers are sorted."""
     if axis is None:
         return [None]
-    present = [row[axis] for row in results.where(fixed)]
+    present = {row[axis] for row in results.where(fixed)}
     values = [value for value in results.axes[axis] if value in present]
     return sorted(values) if all(type(value) in (int, float) for value in values) else values
 
@@ -87,10 +87,10 @@ def _page(
         table.paste(label, (x + (width - label.width) // 2, y0 - 4 - label.height))
     for y, label in zip(ys, left, strict=False):
         table.paste(label, (x0 - 8 - label.width, y + (height - label.height) // 2))
+    # The first row of each cell.
+    cells = {(_value(row, across[0]), _value(row, down[0])): row for row in reversed(rows)}
     for (x, column), (y, line) in itertools.product(zip(xs, across[1], strict=True), zip(ys, down[1], strict=True)):
-        values = {axis: value for axis, value in ((across[0], column), (down[0], line)) if axis}
-        row = next((row for row in rows if all(row[axis] == value for axis, value in values.items())), None)
-        table.paste(_picture(results, row, (width, height)), (x, y))
+        table.paste(_picture(results, cells.get((column, line)), (width, height)), (x, y))
     if across[0]:
         name = _text(across[0], large)
         y0 += name.height + 6
@@ -107,6 +107,10 @@ def _page(
         table = ImageOps.expand(table, (0, caption.height + 8, 0, 0), "white")
         table.paste(caption, (0, 0))
     return ImageOps.expand(table, _PAD, "white")
+
+
+def _value(row: Row, axis: str | None) -> Any:
+    return None if axis is None else row[axis]
 
 
 def _picture(results: Results, row: Row | None, size: tuple[int, int]) -> Image.Image:

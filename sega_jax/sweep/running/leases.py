@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from sega_jax.pipelines.messages import warn
 from sega_jax.sweep.running.folder import LEASES
 from sega_jax.sweep.running.store import Store, host, runs
 
@@ -56,6 +57,13 @@ class Leases:
         """
         mine = self._worker
         if mine in unfinished():
+            lease = self._read(self._where.read(self._file(mine)))
+            if lease is not None and not self._has_ended(lease):
+                warn(
+                    f"process {lease['process']} on {lease['host']} may be making the same pictures in {self._where};"
+                    " if so, it leaves them to this process after its current batch. To share a sweep among"
+                    " processes, give each a different worker number"
+                )
             yield from self._taken(mine)
         while left := unfinished():
             # Each worker starts with the share after its own, so that waiting workers do not all take the same share.
@@ -89,11 +97,15 @@ class Leases:
     def _stale(self, share: int) -> bool:
         data, now = self._where.read(self._file(share)), time.monotonic()
         lease = self._read(data)
-        if lease is not None and lease["host"] == self._me["host"] and not runs(lease["process"]):
+        if lease is not None and self._has_ended(lease):
             return True
         if share not in self._seen or self._seen[share][0] != data:
             self._seen[share] = data, now
         return now - self._seen[share][1] >= self._patience
+
+    def _has_ended(self, lease: dict[str, Any]) -> bool:
+        """Returns whether a lease belongs to a process on this machine that has ended."""
+        return lease["host"] == self._me["host"] and not runs(lease["process"])
 
     def _beat(self) -> None:
         while not self._ended.wait(self._patience / 4):

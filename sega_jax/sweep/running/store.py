@@ -6,10 +6,13 @@ Google, Amazon and Azure do.
 """
 
 import contextlib
+import hashlib
 import os
 import re
 import socket
+import uuid
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from sega_jax.weights.destination import full_disk, sync
@@ -139,9 +142,18 @@ class Store:
             unfinished.unlink(missing_ok=True)
 
 
+@cache
 def host() -> str:
-    """Returns this machine's name, with underscores in place of dots."""
-    return socket.gethostname().replace(".", "_")
+    """Returns a name for this machine or container, such as "node7-1a2b3c4d".
+
+    Containers may have the same host name but do not see each other's processes, so the name also depends on the
+    process namespace.
+    """
+    parts = [str(uuid.getnode())]
+    with contextlib.suppress(OSError):
+        parts += [Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")]
+    digest = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:8]
+    return f"{socket.gethostname().replace('.', '_')}-{digest}"
 
 
 def runs(process: int) -> bool:
