@@ -21,7 +21,7 @@ from sega_jax.cli.options import (
     parsed,
     shell_arguments,
 )
-from sega_jax.cli.terminal import remember_compilations, versions, writable
+from sega_jax.cli.terminal import echo, remember_compilations, versions, writable
 from sega_jax.demo import settings
 from sega_jax.method.arguments import arguments
 from sega_jax.method.guidance import Edit
@@ -226,7 +226,7 @@ def _load(
     device = pipe.devices.devices[0].device_kind
     what = f"{name}: {_solver(pipe)}, {pipe.dtype.name} on {len(pipe.devices)} x {device}"
     took = f"in {time.perf_counter() - began:.1f} s"
-    click.echo(f"{what}; each network is loaded when it is needed" if low_memory else f"Loaded {what}, {took}")
+    echo(f"{what}; each network is loaded when it is needed" if low_memory else f"Loaded {what}, {took}")
     return pipe, make
 
 
@@ -241,9 +241,9 @@ def _job(
     declared = shell_arguments(pipe.system.call)
     values = {name: call.get(name, one.default) for name, one in declared.items() if name not in SEEDS}
     shown = arguments(pipe.system.call)["seed"].kind.show(seeds)
-    click.echo(f"{prompt!r}, {'seed' if len(seeds) == 1 else 'seeds'} {shown}, {values['steps']} steps")
+    echo(f"{prompt!r}, {'seed' if len(seeds) == 1 else 'seeds'} {shown}, {values['steps']} steps")
     for one in concepts:
-        click.echo(f"  {describe(one)}")
+        echo(f"  {describe(one)}")
     sizes = pipe.system.sampler.sizes(pipe.models)
     picture = read_picture(call["image"]).shape[1:3] if "image" in call else None
     height, width, _ = shape_from(sizes, call.get("height"), call.get("width"), picture)

@@ -9,12 +9,10 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import click
-
 from sega_jax.cli.concepts import DEMO_WORDS, format_edit
 from sega_jax.cli.edit_sheet import Cell, Sheet
 from sega_jax.cli.options import parsed
-from sega_jax.cli.terminal import compilations, pictures_reported_elsewhere
+from sega_jax.cli.terminal import compilations, echo, pictures_reported_elsewhere
 from sega_jax.method.guidance import Edit
 from sega_jax.pipelines import png
 from sega_jax.pipelines.messages import muted
@@ -134,16 +132,16 @@ def run(make: Callable[..., Output], call: Mapping[str, Any], job: Job, folder: 
                 missing += absent
                 if paths:
                     counted = f" ({done} of {len(job.seeds)})" if len(job.seeds) > 1 else ""
-                    click.echo(f"Wrote {' and '.join([str(paths[0]), *(path.name for path in paths[1:])])}{counted}")
+                    echo(f"Wrote {' and '.join([str(paths[0]), *(path.name for path in paths[1:])])}{counted}")
                     last = paths[-1]
         seconds = time.perf_counter() - began
-        click.echo(f"Compiled in {compiling():.1f} s, {job.ran} in {seconds - compiling():.1f} s")
+        echo(f"Compiled in {compiling():.1f} s, {job.ran} in {seconds - compiling():.1f} s")
         if sheet.pictures > 1:
             last = folder / f"{number}-sheet.png"
             png.save(sheet.draw(), last, {"picture": "sheet", **job.known, "seed": stored_seed(job.seeds)})
-            click.echo(f"Wrote {last}")
+            echo(f"Wrote {last}")
     if last is not None:
-        click.echo(f"Settings, and the command that reproduces the file: sega-jax info {shlex.quote(str(last))}")
+        echo(f"Settings, and the command that reproduces the file: sega-jax info {shlex.quote(str(last))}")
     if not missing:
         advise(job)
     return missing
@@ -162,9 +160,9 @@ def advise(job: Job) -> None:
         ideas.append(f"a stronger effect, as in --edit {shlex.quote(format_edit(stronger))}")
     if len(job.seeds) == 1:
         ideas.append("--seed 1-8 for eight pictures")
-    click.echo(f"Try next: {', or '.join(ideas)}")
+    echo(f"Try next: {', or '.join(ideas)}")
     if job.known["model"] is None:
-        click.echo(f"The demo model knows {', '.join(DEMO_WORDS)} and more")
+        echo(f"The demo model knows {', '.join(DEMO_WORDS)} and more")
 
 
 def _bar(group: Sequence[int], count: int) -> dict[str, Any]:
@@ -195,7 +193,7 @@ def _write_seed(folder: Path, number: str, job: Job, seed: int, cells: Sequence[
             missing.append(name)
             continue
         if cell.note:
-            click.echo(f"Flagged by the safety checker: {name}")
+            echo(f"Flagged by the safety checker: {name}")
         path = folder / f"{stem}-{kind}.png"
         png.save(cell.image, path, {"picture": kind, **job.known, "seed": seed})
         paths.append(path)

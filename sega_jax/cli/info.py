@@ -1,6 +1,5 @@
 """`sega-jax info`: prints the settings of a picture and the command that reproduces it."""
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import click
 from sega_jax.cli import adapters, stages
 from sega_jax.cli.concepts import LIBRARY, complete, demo, format_edit
 from sega_jax.cli.options import command_words, load_arguments
+from sega_jax.cli.terminal import echo, quoted
 from sega_jax.demo import settings
 from sega_jax.method.arguments import arguments
 from sega_jax.method.guidance import Edit
@@ -48,10 +48,10 @@ def info(file: Path) -> None:
         for name, value in shown.items():
             if name == "edits":
                 for number, line in enumerate(value or ["none"]):
-                    click.echo(f"{name if number == 0 else '':{width}}{line}")
+                    echo(f"{name if number == 0 else '':{width}}{line}")
             else:
-                click.echo(f"{name:{width}}{'; '.join(map(str, value)) if isinstance(value, list) else value}")
-        click.echo(f"\n{shlex.join(words)}")
+                echo(f"{name:{width}}{'; '.join(map(str, value)) if isinstance(value, list) else value}")
+        echo(f"\n{quoted(words)}")
 
 
 def _words(known: Mapping[str, Any]) -> list[str]:

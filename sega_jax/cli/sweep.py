@@ -12,7 +12,7 @@ import jax
 from PIL import Image
 
 from sega_jax import sweep as sweeps
-from sega_jax.cli.terminal import remember_compilations, writable
+from sega_jax.cli.terminal import echo, remember_compilations, writable
 from sega_jax.pipelines.progress import plainly
 from sega_jax.weights.destination import write_file
 
@@ -70,14 +70,14 @@ def run(file: Path, out: str | None, rows: int | None, share: bool, worker: str 
         plan = make_plan()
         sweeps.check(plan)
         for stage in plan.chain:
-            click.echo(_labelled(stage, plan, _describe(stage)))
+            echo(_labelled(stage, plan, _describe(stage)))
         if dry_run:
             for stage in plan.chain:
-                click.echo(_labelled(stage, plan, _memory(stage, sweeps.needed(stage))))
+                echo(_labelled(stage, plan, _memory(stage, sweeps.needed(stage))))
             if (kept := sweeps.kept(folder)) is not None:
                 if kept.to_json() != plan.to_json():
                     raise ValueError(_other_plan(folder))
-                click.echo(_time_left(folder) or "the remaining time is unknown until the first batch is done")
+                echo(_time_left(folder) or "the remaining time is unknown until the first batch is done")
             return
         if "://" not in folder:
             writable(Path(folder))
@@ -86,18 +86,16 @@ def run(file: Path, out: str | None, rows: int | None, share: bool, worker: str 
             plan = _keep(plan, folder, make_plan)
             before = sweeps.status(folder)
             if before.done:
-                click.echo(f"{before.done} of {before.pictures} pictures are already in {folder}")
+                echo(f"{before.done} of {before.pictures} pictures are already in {folder}")
             done = sweeps.run(plan, folder, worker=worker_of)
         except KeyboardInterrupt:
-            click.echo(
+            echo(
                 f"Interrupted; the same command continues the sweep, and sega-jax sweep status {folder} shows progress"
             )
             raise
         new, seconds = done.done - before.done, time.perf_counter() - began
         together = "" if worker_of is None or worker_of[1] == 1 else ", together with any other workers"
-        click.echo(
-            f"Made {new} pictures in {seconds:.1f} s{together}: {folder}/pictures, with records in {folder}/records"
-        )
+        echo(f"Made {new} pictures in {seconds:.1f} s{together}: {folder}/pictures, with records in {folder}/records")
 
 
 def _plan(sweep: sweeps.Sweep, facts: sweeps.Facts, folder: str, rows: int | None, share: bool) -> sweeps.Plan:
@@ -181,16 +179,16 @@ def status(folder: str, verify: bool) -> None:
         total = sweeps.status(folder)
         for stage, one in (sweeps.stages(folder) or {"": total}).items():
             label = f"{stage}: " if stage else ""
-            click.echo(f"{label}{one.done} of {one.pictures} pictures, {one.batches_done} of {one.batches} batches")
+            echo(f"{label}{one.done} of {one.pictures} pictures, {one.batches_done} of {one.batches} batches")
         if total.done < total.pictures and (left := _time_left(folder)):
-            click.echo(left)
+            echo(left)
         problems = sweeps.problems(folder, verify=verify)
         for problem in problems:
-            click.echo(problem)
+            echo(problem)
         if problems:
-            click.echo(f"problems: {len(problems)}; sega-jax sweep FILE makes damaged and missing files again")
+            echo(f"problems: {len(problems)}; sega-jax sweep FILE makes damaged and missing files again")
         elif verify:
-            click.echo("all files are intact")
+            echo("all files are intact")
 
 
 def _out(default: str, help: str) -> Any:
@@ -246,7 +244,7 @@ def measure(folder: str, words: tuple[str, ...], distance: bool, clip: Path | No
         for name in metrics:
             values = [row[name] for row in measured.rows if row.get(name) is not None]
             mean = f"mean {sum(values) / len(values):.4g}" if values else "none"
-            click.echo(f"{name}: {len(values)} numbers, {mean}")
+            echo(f"{name}: {len(values)} numbers, {mean}")
 
 
 @sweep.command()
@@ -274,7 +272,7 @@ def sheet(folder: str, across: str | None, down: str | None, where: tuple[str, .
             path = out if len(pages) == 1 else out.with_stem(f"{out.stem}-{number + 1:0{len(str(len(pages)))}}")
             _write(path, partial(page.image.save, format=_format(path)))
             fixed = ", ".join(f"{key} = {sweeps.show(value)}" for key, value in page.fixed.items())
-            click.echo(f"Wrote {path}" + (f": {fixed}" if fixed else ""))
+            echo(f"Wrote {path}" + (f": {fixed}" if fixed else ""))
 
 
 @sweep.command()
@@ -290,7 +288,7 @@ def plot(folder: str, y: str, x: str, by: str | None, where: tuple[str, ...], ou
         results = sweeps.Results(folder)
         figure = sweeps.plot(results, y, x, by, _fixed(results, where))
         _write(out, partial(figure.savefig, format=out.suffix[1:] or "png"))
-        click.echo(f"Wrote {out}")
+        echo(f"Wrote {out}")
 
 
 @sweep.command()
@@ -304,7 +302,7 @@ def report(folder: str, across: str | None, down: str | None, title: str | None,
     with plainly():
         name = folder.rstrip("/").rpartition("/")[2] if title is None else title
         write_file(out, sweeps.report(sweeps.Results(folder), across, down, name).encode(), replace=True)
-        click.echo(f"Wrote {out}")
+        echo(f"Wrote {out}")
 
 
 def _write(path: Path, save: Callable[[io.BytesIO], Any]) -> None:

@@ -1,19 +1,39 @@
 """Helpers that the shell commands share: output folders, the compilation cache, and the time spent compiling."""
 
 import os
+import shlex
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import click
 import jax
 import jax.monitoring
 
 from sega_jax import __version__
+from sega_jax.pipelines.progress import printable
 from sega_jax.pipelines.run import PictureWarning
+
+
+def echo(text: str) -> None:
+    """Prints a text. Control characters from prompts, metadata and file names are escaped."""
+    click.echo(printable(text))
+
+
+def quoted(words: Iterable[str]) -> str:
+    """Returns a shell command of words. Words with control characters are quoted as bash's $'...'."""
+    return " ".join(_quoted(word) for word in words)
+
+
+def _quoted(word: str) -> str:
+    if printable(word) == word:
+        return shlex.quote(word)
+    escaped = word.replace("\\", "\\\\").replace("'", "\\'")
+    return f"$'{printable(escaped)}'"
 
 
 def writable(folder: Path) -> Path:

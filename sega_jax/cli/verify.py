@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from sega_jax.cli.options import load_arguments, option, parsed
-from sega_jax.cli.terminal import remember_compilations, versions
+from sega_jax.cli.terminal import echo, remember_compilations, versions
 from sega_jax.diffusers_api import published_pictures
 from sega_jax.diffusers_api.stable_diffusion import SemanticStableDiffusionPipeline
 from sega_jax.pipelines import sources
@@ -72,20 +72,20 @@ def verify(ctx: click.Context, model: str, tolerance: float, noise: Path, **opti
                 " Diffusion 1.5; name a Stable Diffusion 1.5 checkpoint"
             )
         for line in _report(pipe, source, given.get("variant")):
-            click.echo(line)
+            echo(line)
         different = []
-        click.echo(f"\nlargest difference of each picture (tolerance {tolerance:g})")
+        echo(f"\nlargest difference of each picture (tolerance {tolerance:g})")
         for picture, latents in zip(pictures, noises, strict=True):
             difference = published_pictures.difference(pipe, picture, latents)
             equal = difference <= tolerance  # False for NaN
-            click.echo(f"  {picture.name:16} {difference:.4f}  {'equal' if equal else 'different'}")
+            echo(f"  {picture.name:16} {difference:.4f}  {'equal' if equal else 'different'}")
             different += [] if equal else [picture.name]
     if different:
-        click.echo(f"\nFAILED: {', '.join(different)}: different from the pictures that diffusers published")
+        echo(f"\nFAILED: {', '.join(different)}: different from the pictures that diffusers published")
         if pipe.pipeline.dtype.name not in ("float32", "float64"):
-            click.echo("Half precision may exceed the tolerance; run the command with --dtype float32")
+            echo("Half precision may exceed the tolerance; run the command with --dtype float32")
         ctx.exit(1)
-    click.echo(f"\nPASSED: equal to the {len(pictures)} pictures that diffusers published")
+    echo(f"\nPASSED: equal to the {len(pictures)} pictures that diffusers published")
 
 
 def _report(pipe: SemanticStableDiffusionPipeline, source: sources.Source, variant: str | None) -> Iterator[str]:

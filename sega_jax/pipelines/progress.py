@@ -38,6 +38,25 @@ def styled(**options: Any) -> Iterator[None]:
         _style.reset(token)
 
 
+def printable(text: str) -> str:
+    """Returns a text in which escape sequences replace control characters, because these could change the terminal.
+    Line breaks and tabs stay.
+
+    Example:
+        >>> from sega_jax.pipelines.progress import printable
+        >>> print(printable("a" + chr(27) + "[31mcat"))
+        a\\x1b[31mcat
+    """
+    # The joiner of emoji sequences is not printable by itself.
+    kept = "\n\t\u200d"
+    return "".join(c if c.isprintable() or c in kept else _escaped(ord(c)) for c in text)
+
+
+def _escaped(code: int) -> str:
+    # In bash, \x stands for a byte, and \u and \U for a character.
+    return f"\\x{code:02x}" if code < 128 else f"\\u{code:04x}" if code < 2**16 else f"\\U{code:08x}"
+
+
 @contextmanager
 def plainly() -> Iterator[None]:
     """Shows the warnings in a `with` block as single lines, and errors as messages without a traceback."""
@@ -45,11 +64,11 @@ def plainly() -> Iterator[None]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        warnings.showwarning = lambda message, *_: click.echo(f"Warning: {message}", err=True)
+        warnings.showwarning = lambda message, *_: click.echo(f"Warning: {printable(str(message))}", err=True)
         try:
             yield
         except (ValueError, TypeError, OSError, MemoryError, FloatingPointError, ImportError) as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(printable(str(error))) from error
         except KeyboardInterrupt:
             click.echo("Aborted!", err=True)
             sys.stdout.flush()
