@@ -37,7 +37,9 @@ def info(file: Path) -> None:
             if isinstance(known.get("seed"), list):
                 known["seed"] = arguments(Call)["seed"].kind.show(known["seed"])
             known["edits"] = [complete(one, known) for one in edits]
-        except (KeyError, TypeError, ValueError):
+            if not all(isinstance(word, str) for word in words):
+                raise TypeError("the command has words that are not text")
+        except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError):
             raise ValueError(
                 f"{file} has settings that this version of sega-jax cannot read; was it written by a later version?"
             ) from None

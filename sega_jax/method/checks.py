@@ -11,6 +11,19 @@ import numpy as np
 LARGEST = float(np.finfo(np.float32).max)  # the compiled programs compute in float32
 
 
+def check_text(name: str, text: str) -> str:
+    """Returns a text.
+
+    Raises:
+        ValueError: it is not valid Unicode.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name}={brief(text)} is not valid Unicode; remove its surrogate characters") from None
+    return text
+
+
 def check_int(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> int:
     """Checks that a value is an integer in [low, high], and returns it as an int.
 

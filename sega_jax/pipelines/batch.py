@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from sega_jax.method.arguments import arguments
-from sega_jax.method.checks import brief, check_int, is_sequence
+from sega_jax.method.checks import brief, check_int, check_text, is_sequence
 from sega_jax.method.guidance import Edit, Edits
 from sega_jax.method.numerics import floating
 from sega_jax.pipelines.execution.active_concepts import ordered
@@ -208,7 +208,7 @@ def _texts(name: str, value: Any, check: Callable[[Any], Text]) -> list[Words]:
         entries = list(value) if isinstance(value, list | tuple) else [value]
     if not entries:
         raise ValueError(f"{name} has shape {value.shape} and holds no texts; give at least one")
-    return [text if isinstance(text, str) else _conditioning(name, text, check) for text in entries]
+    return [check_text(name, text) if isinstance(text, str) else _conditioning(name, text, check) for text in entries]
 
 
 def _checked(pipe: LoadedCheckpoint, value: Any) -> Text:
@@ -247,6 +247,7 @@ def _edits(edits: Any, spread: Spread, check: Callable[[Any], Text]) -> list[tup
                 raise TypeError(f"edits: {brief(edit)} should be a string or an Edit")
             edit = Edit(edit)
         if isinstance(edit.concept, str):
+            check_text("edits", edit.concept)
             return edit
         return dataclasses.replace(edit, concept=_conditioning("edits", edit.concept, check))
 

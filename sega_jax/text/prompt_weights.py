@@ -1,5 +1,8 @@
 """Functions that split long prompts into chunks and parse the brackets of weighted prompts."""
 
+import itertools
+import operator
+import re
 import warnings
 from typing import NamedTuple
 
@@ -10,6 +13,8 @@ from sega_jax.text.tokenizers import Tokenizer, TokenizerPair, Warn, truncation
 # Round brackets multiply the weight of the words inside them by this factor; square brackets divide it.
 _FACTOR = 1.1
 _OPENING = {")": "(", "]": "["}
+_WEIGHT = re.compile(r":\s*([+-]?[.0-9]+)\s*\)")
+_DEPTH = 100  # the maximum number of nested brackets
 
 
 class Reading(NamedTuple):
@@ -124,21 +129,21 @@ def parse_weights(text: str) -> list[tuple[str, float]]:
 
     `(word)` multiplies the weight by 1.1, `[word]` divides it by 1.1, and `(word:1.5)` multiplies it by 1.5. The
     factors of nested brackets are multiplied. A backslash makes the next bracket or backslash literal. An unclosed
-    bracket extends to the end of the text. An unmatched closing bracket and a weight outside round brackets are
-    literal. `BREAK` is an ordinary word.
+    bracket extends to the end of the text. An unmatched closing bracket, a weight outside round brackets, and a colon
+    without a number, as in `(a:b)`, are literal. `BREAK` is an ordinary word.
 
     Returns:
         At least one (fragment, weight) pair, in order.
 
     Raises:
-        ValueError: A weight is not a number.
+        ValueError: A weight, such as 1.2.3, is not a number, or there are more than 100 nested brackets.
     """
-    parts: list[list] = []
+    parts: list[str] = []
+    weights = np.ones(len(text) + 1)  # of the parts
     opened: dict[str, list[int]] = {"(": [], "[": []}
 
     def multiply(start: int, factor: float) -> None:
-        for part in parts[start:]:
-            part[1] *= factor
+        weights[start : len(parts)] *= factor
 
     position = 0
     while position < len(text):
@@ -146,9 +151,14 @@ def parse_weights(text: str) -> list[tuple[str, float]]:
         size = 1
         if character == "\\":
             size = 2 if text[position + 1 : position + 2] in ("(", ")", "[", "]", "\\") else 1
-            parts.append([text[position + 1 : position + size], 1.0])
+            parts.append(text[position + 1 : position + size])
         elif character in opened:
             opened[character].append(len(parts))
+            if sum(map(len, opened.values())) > _DEPTH:
+                raise ValueError(
+                    f"{text[:40]!r} has more than {_DEPTH} nested brackets; remove some, or put a backslash before"
+                    " literal brackets"
+                )
         elif weight and opened["("]:
             number, size = weight
             multiply(opened["("].pop(), _number(number, text))
@@ -156,7 +166,7 @@ def parse_weights(text: str) -> list[tuple[str, float]]:
             multiply(opened[_OPENING[character]].pop(), _FACTOR if character == ")" else 1 / _FACTOR)
         else:
             size = weight[1] if weight else 1
-            parts.append([text[position : position + size], 1.0])
+            parts.append(text[position : position + size])
         position += size
     for start in opened["("]:
         multiply(start, _FACTOR)
@@ -164,10 +174,8 @@ def parse_weights(text: str) -> list[tuple[str, float]]:
         multiply(start, 1 / _FACTOR)
     # Adjacent fragments with equal weights are joined, because a token may span a bracket.
     joined: list[tuple[str, float]] = []
-    for words, weight in parts:
-        if joined and joined[-1][1] == weight:
-            words = joined.pop()[0] + words
-        joined.append((words, weight))
+    for weight, group in itertools.groupby(zip(parts, weights.tolist(), strict=False), key=operator.itemgetter(1)):
+        joined.append(("".join(words for words, _ in group), weight))
     return joined or [("", 1.0)]
 
 
@@ -176,12 +184,8 @@ def _weight(text: str, position: int) -> tuple[str, int] | None:
 
     Returns None if there is no weight at the position.
     """
-    end = text.find(")", position)
-    if text[position] != ":" or end < 0:
-        return None
-    weight = text[position + 1 : end].strip()
-    digits = weight[1:] if weight[:1] in ("+", "-") else weight
-    return (weight, end + 1 - position) if digits and set(digits) <= set(".0123456789") else None
+    match = _WEIGHT.match(text, position)
+    return None if match is None else (match[1], len(match[0]))
 
 
 def _number(number: str, text: str) -> float:

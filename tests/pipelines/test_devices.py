@@ -1,5 +1,6 @@
 """Pictures on one, two, four and eight devices."""
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import jax
@@ -187,3 +188,20 @@ def test_a_device_other_than_the_first(on):
     models = jax.device_put(jax.device_get(other.models), jax.local_devices()[5])
     pipe = sega_jax.Pipeline(**other.components | {"models": models, "devices": Devices(jax.local_devices()[5:6])})
     assert np.array_equal(draw(pipe, [0]).images, draw(other, [0]).images)
+
+
+def test_compiling_in_one_thread_records_only_its_own_calls(one_device):
+    shared = Devices(one_device)
+
+    def double(x):
+        return 2 * x
+
+    x = np.ones(3, np.float32)
+    with ThreadPoolExecutor(1) as pool:
+        with shared.watch() as here:
+            pool.submit(lambda: shared.map(double, (0,))(x)).result()
+            assert here == []
+            shared.map(double, (0,))(x)
+        assert [program.name for program in here] == ["double"]
+        shared.map(double, (0,))(x)
+    assert len(here) == 1

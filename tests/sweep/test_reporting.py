@@ -322,3 +322,36 @@ def test_the_shell(folder, tmp_path, monkeypatch):
         result = shell(*words)
         assert result.exit_code == 1
         assert message in result.output
+
+
+class Counted(dict):
+    """A row that counts how often its columns are read."""
+
+    reads = 0
+
+    def __getitem__(self, key):
+        Counted.reads += 1
+        return super().__getitem__(key)
+
+    def get(self, key, default=None):
+        Counted.reads += 1
+        return super().get(key, default)
+
+
+@pytest.mark.parametrize("report", ["sheets", "plot", "pages"])
+def test_work_is_linear_in_the_number_of_pictures(results, report, monkeypatch):
+    """A report on twice as many seeds reads about twice as many cells."""
+    monkeypatch.setattr(sweep.Results, "picture", lambda *_: None)
+    row, reads = results.rows[0], []
+    for count in (500, 1000):
+        results.rows = [Counted(row | {"seed": seed, "seconds": 1.0}) for seed in range(count)]
+        results.axes["seed"] = list(range(count))
+        Counted.reads = 0
+        if report == "sheets":
+            sweep.sheets(results, "hat.scale", "seed", side=16)
+        elif report == "plot":
+            sweep.plot(results, "seconds", "seed")
+        else:
+            assert len(list(results.pages((), {}))) == count
+        reads.append(Counted.reads)
+    assert reads[1] <= 2.1 * reads[0]

@@ -3,6 +3,7 @@ die early."""
 
 import json
 import os
+import socket
 import threading
 import time
 
@@ -13,7 +14,7 @@ from support.sweeping import same
 from sega_jax import sweep
 from sega_jax.sweep.running import leases
 from sega_jax.sweep.running.leases import Leases
-from sega_jax.sweep.running.store import Store
+from sega_jax.sweep.running.store import Store, host
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +136,26 @@ def test_leases_of_ended_local_processes_are_stale(where, monkeypatch):
     unfinished = {1}
     with Leases(where, 0, 3, patience=100) as mine:
         assert next(mine.shares(lambda: unfinished)) == 1
+
+
+def test_a_second_run_of_the_same_share_is_announced(where):
+    Alive(where, 0, process=7)
+    with (
+        Leases(where, 0, 3) as mine,
+        pytest.warns(UserWarning, match="process 7 on elsewhere may be making the same pictures in"),
+    ):
+        assert next(mine.shares(lambda: {0})) == 0
+
+
+def test_containers_with_the_same_name_are_different_hosts(monkeypatch):
+    """A container does not see the processes of another one, so it must not take them for ended."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "job.local")
+    names = set()
+    for namespace in ("pid:[1]", "pid:[2]"):
+        monkeypatch.setattr(os, "readlink", lambda path, namespace=namespace: namespace)
+        names.add(host.__wrapped__())
+    assert len(names) == 2
+    assert all(name.startswith("job_local-") for name in names)
 
 
 def test_the_last_worker_to_take_a_share_holds_it(where):

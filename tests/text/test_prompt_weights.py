@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -127,3 +128,39 @@ def test_weights_keep_the_mean_of_a_chunk():
     factor = weighted[0] / (hidden[0] * weights[0][:, None])
     np.testing.assert_allclose(factor, factor[0, 0], rtol=1e-5)
     assert weight_states(hidden.astype(jnp.bfloat16), weights).dtype == jnp.bfloat16
+
+
+def test_colons_without_a_number_are_literal():
+    assert parse_weights("(a:b)") == [("a:b", pytest.approx(1.1))]
+    assert parse_weights("(a:nan)") == [("a:nan", pytest.approx(1.1))]
+    with pytest.raises(ValueError, match=r"the weight '1\.2\.3' in '\(a:1\.2\.3\)' is not a number"):
+        parse_weights("(a:1.2.3)")
+
+
+@pytest.mark.parametrize("text", ["(" * 3000 + "a" + ")" * 3000, "[" * 101, "([" * 51])
+def test_deeply_nested_brackets_are_refused(text):
+    with pytest.raises(ValueError, match="has more than 100 nested brackets"):
+        parse_weights(text)
+
+
+@pytest.mark.parametrize("text", ["(a) ", "(a:1.2) ", "[b]", "a)", ":", "a:1", "\\(", "(((a)))"])
+def test_work_is_linear_in_the_length(text):
+    """Twice as many brackets need about twice as many steps of the interpreter."""
+
+    def steps(count):
+        lines = 0
+
+        def trace(*_):
+            nonlocal lines
+            lines += 1
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            parse_weights(text * count)
+        finally:
+            sys.settrace(before)
+        return lines
+
+    assert steps(400) <= 2.1 * steps(200)

@@ -283,6 +283,8 @@ class Sweep:
             raise ValueError(f"{path} is not UTF-8 text; save it in UTF-8") from None
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"{path} is not valid TOML: {error}") from None
+        except RecursionError:
+            raise ValueError(f"{path} has too many nested brackets; a sweep needs at most three levels") from None
         known = [field.name for field in dataclasses.fields(cls) if field.name != "files"]
         if unknown := [key for key in content if key not in known]:
             raise ValueError(f"{path}: {unknown[0]!r} is unknown; the parts of a sweep are {', '.join(known)}")

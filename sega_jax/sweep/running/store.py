@@ -63,7 +63,7 @@ class Store:
         """Returns a file's content, or None if there is no such file."""
         try:
             return self._files.cat_file(self._path(name))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
 
     def has(self, name: str) -> bool:
