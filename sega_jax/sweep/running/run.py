@@ -86,9 +86,9 @@ def run(
     batch does not fit into the devices' memory, this batch and all later batches of the same program are made with half
     as many rows. The records show the number of rows.
 
-    Several workers, which are separate processes on POSIX systems, may share a folder and communicate only through it. Each worker makes
-    its share of the batches, then the unfinished shares of workers that ended early, and returns when all pictures are
-    made.
+    Several workers may share a folder and communicate only through it. They are separate processes on POSIX systems,
+    such as Linux. Each worker makes its share of the batches, then the unfinished shares of workers that ended early,
+    and returns when all pictures are made.
 
     Args:
         plan: the plan.
