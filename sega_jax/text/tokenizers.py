@@ -1,6 +1,7 @@
 """Wrappers for the tokenizers of checkpoints, which turn text into token ids."""
 
 import copy
+import os
 import re
 import unicodedata
 import warnings
@@ -9,6 +10,7 @@ from importlib.util import find_spec
 from itertools import count as counted
 from itertools import takewhile
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,22 @@ import numpy as np
 from sega_jax.text.files import CheckpointError, read_json
 
 Warn = Callable[[str], None]
+
+
+def _transformers() -> ModuleType:
+    """Imports transformers when a tokenizer is loaded, because it takes seconds, and without its notice that PyTorch is
+    missing, because sega_jax does not need PyTorch."""
+    name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        import transformers
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+    return transformers
 
 
 class Tokenizer:
@@ -38,8 +56,7 @@ class Tokenizer:
     library_class = "CLIPTokenizer"
 
     def __init__(self, folder: Path, positions: int, vocabulary: int):
-        from transformers import CLIPTokenizer  # imported here because it takes seconds
-
+        library = _transformers()
         missing = [str(folder / name) for name in ("vocab.json", "merges.txt") if not (folder / name).is_file()]
         if missing and not (folder / "tokenizer.json").is_file():
             raise CheckpointError(
@@ -52,7 +69,7 @@ class Tokenizer:
                 f"{folder}: model_max_length={length!r} in tokenizer_config.json should be an integer such as 77"
             )
         try:
-            self._tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+            self._tokenizer = library.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
             special = {name: getattr(self._tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
             last = max(self._tokenizer.get_vocab().values())
         except Exception as error:  # the library raises many kinds of errors
@@ -259,8 +276,7 @@ class T5Tokenizer:
     length, library_class = 77, "T5Tokenizer"
 
     def __init__(self, folder: Path, vocabulary: int):
-        from transformers import T5Tokenizer
-
+        library = _transformers()
         if not any((folder / name).is_file() for name in ("tokenizer.json", "spiece.model")):
             raise CheckpointError(
                 f"{folder} has neither tokenizer.json nor spiece.model; check that the checkpoint is complete"
@@ -271,7 +287,7 @@ class T5Tokenizer:
                 f'{folder / "spiece.model"} needs {" and ".join(missing)}; run pip install "sega_jax[if]"'
             )
         try:
-            self._tokenizer = T5Tokenizer.from_pretrained(folder, local_files_only=True)
+            self._tokenizer = library.T5Tokenizer.from_pretrained(folder, local_files_only=True)
             special = [getattr(self._tokenizer, f"{name}_token_id") for name in ("eos", "pad")]
             empty = self._tokenizer("").input_ids
             last = max(self._tokenizer.get_vocab().values())
