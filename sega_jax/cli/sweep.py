@@ -186,7 +186,7 @@ def status(folder: str, verify: bool) -> None:
         for problem in problems:
             echo(problem)
         if problems:
-            echo(f"problems: {len(problems)}; sega-jax sweep FILE makes damaged and missing files again")
+            echo(f"problems: {len(problems)}; sega-jax sweep FILE makes damaged and missing pictures and records again")
         elif verify:
             echo("all files are intact")
 
@@ -287,7 +287,8 @@ def plot(folder: str, y: str, x: str, by: str | None, where: tuple[str, ...], ou
     with plainly():
         results = sweeps.Results(folder)
         figure = sweeps.plot(results, y, x, by, _fixed(results, where))
-        _write(out, partial(figure.savefig, format=out.suffix[1:] or "png"))
+        out = out if out.suffix else out.with_suffix(".png")
+        _write(out, partial(figure.savefig, format=out.suffix[1:]))
         echo(f"Wrote {out}")
 
 

@@ -14,7 +14,7 @@ from sega_jax.method.guidance import Edit, Edits
 from sega_jax.method.numerics import floating
 from sega_jax.pipelines.execution.active_concepts import ordered
 from sega_jax.pipelines.execution.chunks import CHUNK
-from sega_jax.pipelines.execution.memory import check_pictures
+from sega_jax.pipelines.execution.memory import check_size
 from sega_jax.pipelines.loaded_checkpoint import LoadedCheckpoint
 from sega_jax.pipelines.messages import warn
 from sega_jax.systems.base import Given, Settings, Setup, Static
@@ -167,7 +167,7 @@ def _check_memory(rows: int, call: Call, pipe: LoadedCheckpoint) -> None:
     sizes = pipe.system.sampler.sizes(pipe.models)
     given = getattr(call, "height", None), getattr(call, "width", None)
     height, width = (side or default for side, default in zip(given, sizes.default or (1, 1), strict=True))
-    check_pictures(rows, height, width, pipe.devices.devices[0], len(pipe.devices))
+    check_size(rows, height, width, pipe.devices.devices[0], len(pipe.devices))
 
 
 class Spread:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import unicodedata
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any
 
+_DIRECTIONS = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 _style: ContextVar[Any] = ContextVar("style", default=MappingProxyType({}))
 
 
@@ -47,9 +49,13 @@ def printable(text: str) -> str:
         >>> print(printable("a" + chr(27) + "[31mcat"))
         a\\x1b[31mcat
     """
-    # The joiner of emoji sequences is not printable by itself.
-    kept = "\n\t\u200d"
-    return "".join(c if c.isprintable() or c in kept else _escaped(ord(c)) for c in text)
+    return "".join(_escaped(ord(c)) if _changes_terminals(c) else c for c in text)
+
+
+def _changes_terminals(c: str) -> bool:
+    """Returns whether a character is a control character (except line breaks and tabs), a surrogate, a line separator,
+    or a control of the writing direction."""
+    return (unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") and c not in "\n\t") or c in _DIRECTIONS
 
 
 def _escaped(code: int) -> str:

@@ -83,7 +83,7 @@ def check_memory(pipe: LoadedCheckpoint, begun: Begun) -> None:
     """
     batch, sampler, device = begun.batch, pipe.system.sampler, pipe.devices.devices[0]
     factor, share = sampler.sizes(pipe.models).factor, -(-batch.rows // len(pipe.devices))
-    if is_small(share * batch.shape[0] * batch.shape[1] * factor**2, device):
+    if begun.situation in pipe.chunks.fits or is_small(share * batch.shape[0] * batch.shape[1] * factor**2, device):
         return
     program = _advance(pipe, begun, batch.n)
     arguments = begun.networks, begun.text, begun.carry, chunk(batch.table, 0, 0), begun.settings
@@ -92,6 +92,7 @@ def check_memory(pipe: LoadedCheckpoint, begun: Begun) -> None:
         decode: Any = pipe.devices.map(sampler.decode, (None, 0), **batch.decode)
         programs_of["decode"] = decode.lower(sampler.decoder(pipe.models), begun.carry.x)
     check_programs(programs_of, (batch.rows, *batch.shape), device)
+    pipe.chunks.fits.add(begun.situation)
 
 
 def compile_batch(pipe: LoadedCheckpoint, batch: Batch) -> Compiled:

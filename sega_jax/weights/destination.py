@@ -5,7 +5,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -45,7 +45,7 @@ def atomic_folder(dest: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        sync(dest.parent)
+        sync_folder(dest.parent)
     finally:
         os.close(descriptor)
 
@@ -53,10 +53,17 @@ def atomic_folder(dest: Path) -> Iterator[Path]:
 def write_file(path: Path, data: bytes, *, replace: bool = False) -> None:
     """Writes a file, and flushes it and its entry in the folder to the disk.
 
+    With `replace`, a link stays a link, and a device such as /dev/stdout is written to directly.
+
     Raises:
         FileExistsError: the file exists, and `replace` is false.
         OSError: the file cannot be written, for example because the disk is full. Nothing is left of it.
     """
+    if replace:
+        path = path.resolve()
+        if path.exists() and not path.is_file():
+            path.write_bytes(data)
+            return
     unfinished = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}")
     try:
         with full_disk(path, len(data)):
@@ -68,7 +75,7 @@ def write_file(path: Path, data: bytes, *, replace: bool = False) -> None:
             _link(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
-    sync(path.parent)
+    sync_folder(path.parent)
 
 
 def _link(unfinished: Path, path: Path) -> None:
@@ -97,10 +104,12 @@ def full_disk(path: Path, size: int) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         free = shutil.disk_usage(path.parent).free
-        raise OSError(
-            f"{path} needs {size:,} bytes, but the disk is full ({free:,} bytes are free); free some space, or choose a"
-            " different folder",
-        ) from None
+        full = OSError(
+            f"{path} needs {size:,} bytes, but the disk or a quota is full ({free:,} bytes are free on the disk); free"
+            " some space, or choose a different folder"
+        )
+        full.errno = error.errno
+        raise full from None
 
 
 def _lock(folder: int) -> bool:
@@ -123,7 +132,13 @@ def _sync(folder: Path) -> None:
     for path, _, names in os.walk(folder):
         for name in names:
             sync(Path(path, name))
-        sync(Path(path))
+        sync_folder(Path(path))
+
+
+def sync_folder(path: Path) -> None:
+    """Flushes the entries of a folder to the disk, if its file system supports this."""
+    with suppress(OSError):
+        sync(path)
 
 
 def sync(path: Path) -> None:

@@ -13,7 +13,17 @@ from sega_jax.pipelines import png
 from sega_jax.pipelines.progress import printable
 
 RED = "\x1b[31mred\x1b[0m"
-ODD = [RED, "it's\x07 a \\ backslash", "\x9b2J", "a\u202eb", "plain", "it's", "two\nlines", "猫 👩\u200d🚀"]
+ODD = [
+    RED,
+    "it's\x07 a \\ backslash",
+    "\x9b2J",
+    "a\u202eb",
+    "plain",
+    "it's",
+    "two\nlines",
+    "猫 👩\u200d🚀",
+    "黒い猫\u3000帽子 \xa0«»",
+]
 
 
 @pytest.mark.parametrize("text", ODD)

@@ -39,7 +39,7 @@ def test_the_shell(folder, tmp_path, options):
 
 def test_programs_that_cannot_fit_are_refused_before_they_run(pipe, monkeypatch):
     """The memory is enough for the pictures, but not for the network's activations."""
-    monkeypatch.setattr(memory, "there", lambda device: 200_000)
+    monkeypatch.setattr(memory, "memory_of", lambda device: 200_000)
     monkeypatch.setattr(chunks, "_wait", lambda arrays: pytest.fail("ran"))
     with pytest.raises(MemoryError, match=r"a batch of shape \(2, \d+, \d+, \d+\) .* needs .* GiB to predict, but"):
         pipe(["a cat", "a dog"], **CALL)

@@ -8,6 +8,10 @@ from support.sweeping import same
 
 from sega_jax import sweep
 from sega_jax.cli.main import main
+from sega_jax.pipelines import png
+from sega_jax.sweep.running.leases import Leases
+from sega_jax.sweep.running.store import Store
+from sega_jax.sweep.running.writer import BatchWriter
 
 WAYS = {
     "empty": lambda data: b"",
@@ -148,3 +152,68 @@ def test_every_changed_byte_of_records_is_noticed(done):
     for place in range(0, len(data), 97):
         with pytest.raises(ValueError, match="checksum"):
             records.rows(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+
+
+def test_another_plan_never_changes_a_folder(measured, plan, least, tmp_path):
+    """The plan is compared before damaged files are removed."""
+    change(next((measured / "pictures").iterdir()), "half")
+    before = {path: path.read_bytes() for path in measured.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match="contains a different sweep"):
+        sweep.run(sweep.plan(plan.sweep, plan.facts, rows=3), measured, least)
+    text = (measured / "plan.json").read_text().replace('"version": 4', '"version": 3')
+    (measured / "plan.json").write_text(text)
+    with pytest.raises(ValueError, match="start the sweep in a new folder"):
+        sweep.run(plan, measured, least)
+    (measured / "plan.json").write_bytes(before[measured / "plan.json"])
+    assert {path: path.read_bytes() for path in measured.rglob("*") if path.is_file()} == before
+
+
+def test_a_failed_write_records_the_other_pictures(plan, least, tmp_path, monkeypatch):
+    """One of the last pictures cannot be written. The others stay, and only that one is made again."""
+    write, name = Store.write, plan.batches[-1].names[-1]
+
+    def failing(store, file, data):
+        if name in file:
+            raise OSError("the server is unavailable")
+        write(store, file, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "write", failing)
+        with pytest.raises(OSError, match="unavailable"):
+            sweep.run(plan, tmp_path, least)
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "pictures").iterdir()}
+    assert len(written) == 3
+    assert sweep.status(tmp_path).done == 3
+    sweep.run(plan, tmp_path, least)
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+
+
+def test_lack_of_memory_on_the_host_is_not_taken_for_the_devices(plan, least, tmp_path, monkeypatch):
+    def fails(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(png, "encoded", fails)
+    with pytest.raises(OSError, match="this machine has too little memory to write the picture"):
+        sweep.run(plan, tmp_path, least)
+
+
+def test_a_worker_without_its_lease_writes_no_records(plan, done, least, tmp_path, monkeypatch):
+    """Another worker takes the share, and finishes the batch first."""
+    shutil.copytree(done, tmp_path / "copy")
+    monkeypatch.setattr(Leases, "holds", lambda _: False)
+    (tmp_path / "copy" / "records" / "part-00000.parquet").unlink()
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "copy" / "records").iterdir()}
+    writer = BatchWriter(
+        plan,
+        sweep.Folder(tmp_path / "copy"),
+        least,
+        0,
+        kept={},
+        present=set(),
+        pool=None,
+        holds=lambda: False,
+        on_recorded=lambda count: pytest.fail("recorded"),
+    )
+    writer.stop()
+    writer.finish()
+    assert {path.name: path.read_bytes() for path in (tmp_path / "copy" / "records").iterdir()} == kept

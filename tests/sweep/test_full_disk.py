@@ -62,7 +62,7 @@ def test_a_sweep(disk, plan, least, tmp_path):
         assert grow(size)
     assert status.done == 12
     assert len(messages) >= 15
-    assert all("the disk is full" in message or "No space left" in message for message in messages), messages
+    assert all("disk or a quota is full" in message or "No space left" in message for message in messages), messages
     same(folder / "sweep", tmp_path / "done")
 
 

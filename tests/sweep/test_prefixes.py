@@ -68,11 +68,11 @@ def test_a_late_departure_changes_pictures(least, least_folder, monkeypatch):
 
 
 def test_resuming_after_a_crash(least, least_folder, tmp_path):
-    """If a run crashes in the second of two batches and is resumed, the pictures are bit-identical."""
+    """If a run crashes between two pictures and is resumed, the pictures are bit-identical."""
     plan = planned(least_folder, True)
     expected, _ = make_pictures(plan, least)
     run_and_crash(plan, tmp_path, least, 15)
-    assert sweep.status(tmp_path).batches_done == 1
+    assert 0 < sweep.status(tmp_path).done < 18
     sweep.run(plan, tmp_path, least)
     resumed = {path.stem: np.asarray(Image.open(path)) for path in (tmp_path / "pictures").iterdir()}
     assert resumed.keys() == expected.keys()

@@ -24,6 +24,7 @@ class Chunks:
     def __init__(self) -> None:
         self._seconds_per_call: dict[Hashable, float] = {}
         self._prepared: dict[Hashable, set[int]] = {}
+        self.fits: set[Hashable] = set()  # the situations whose programs are known to fit in memory
 
     def prepare(self, situation: Hashable, concepts: int) -> None:
         """Records that the program for this number of concepts has been compiled, so that `run` may use it."""

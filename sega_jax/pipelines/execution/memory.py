@@ -1,8 +1,10 @@
 """Turns a lack of memory into errors with a remedy, before a call runs if possible."""
 
+import math
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -34,19 +36,25 @@ def enough_memory(shape: tuple[int, ...]) -> Iterator[None]:
         ) from error
 
 
-def there(device: jax.Device) -> int:
-    """Returns the memory of a device in bytes; for devices that do not report it, the memory of this machine."""
-    limit = (device.memory_stats() or {}).get("bytes_limit")
-    return limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def memory_of(device: jax.Device) -> float:
+    """Returns the memory of a device in bytes; infinity if it is unknown. A CPU's memory is that of this machine or
+    container."""
+    if device.platform != "cpu":
+        return (device.memory_stats() or {}).get("bytes_limit") or math.inf
+    memory: float = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(OSError, ValueError):  # without a limit, the file says "max"
+        memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return memory
 
 
-def check_pictures(rows: int, height: int, width: int, device: jax.Device, devices: int) -> None:
+def check_size(rows: int, height: int, width: int, device: jax.Device, devices: int) -> None:
     """Checks that the pictures of a call alone fit in memory, before anything is allocated for them.
 
     Raises:
         MemoryError: They do not.
     """
-    needed, available = 3 * rows * height * width, there(device) * devices
+    needed = 3 * rows * height * width
+    available = memory_of(device) * (1 if device.platform == "cpu" else devices)
     if needed > available:
         raise MemoryError(
             f"{rows} pictures of {height}x{width} pixels take {_gib(needed)} without the networks, but there are"
@@ -55,8 +63,8 @@ def check_pictures(rows: int, height: int, width: int, device: jax.Device, devic
 
 
 def is_small(pixels: int, device: jax.Device) -> bool:
-    """Returns whether a batch with this number of pixels on the device certainly fits in its memory."""
-    return 3 * pixels < _SMALL * there(device)
+    """Returns whether a batch with this number of pixels on the device is too small to need an analysis."""
+    return 3 * pixels < _SMALL * memory_of(device)
 
 
 def check_programs(programs: Mapping[str, Any], shape: tuple[int, ...], device: jax.Device) -> None:
@@ -75,12 +83,12 @@ def check_programs(programs: Mapping[str, Any], shape: tuple[int, ...], device: 
         if analysis is None:
             continue
         needed = analysis.temp_size_in_bytes + analysis.argument_size_in_bytes + analysis.output_size_in_bytes
-        if needed > there(device):
+        if needed > memory_of(device):
             raise MemoryError(
                 f"a batch of shape {shape} (rows first) needs {_gib(needed)} to {name}, but there are"
-                f" {_gib(there(device))} of memory; {_REMEDY}"
+                f" {_gib(memory_of(device))} of memory; {_REMEDY}"
             )
 
 
-def _gib(size: int) -> str:
+def _gib(size: float) -> str:
     return f"{size / 2**30:,.1f} GiB"

@@ -17,8 +17,8 @@ from sega_jax.sweep.description.fields import kind_of
 from sega_jax.sweep.description.points import name
 from sega_jax.sweep.description.sweep_file import Sweep
 from sega_jax.sweep.running import records
-from sega_jax.sweep.running.damage import picture_problem
-from sega_jax.sweep.running.folder import METRICS, Folder
+from sega_jax.sweep.running.damage import damage
+from sega_jax.sweep.running.folder import METRICS, RECORDS, Folder
 
 Row = Mapping[str, Any]
 
@@ -69,8 +69,9 @@ class Results:
 
     def _recorded(self) -> dict[str, dict[str, Any]]:
         rows: dict[str, dict[str, Any]] = {}
+        parts = self.folder.store.names(RECORDS)
         for number in range(len(self.plan.batches)):
-            own, problems = self.folder.recorded(self.plan, number)
+            own, problems = self.folder.recorded(self.plan, number, parts)
             rows |= own
             for problem in problems:
                 self._report(f"{problem}; run the sweep again")
@@ -102,8 +103,8 @@ class Results:
         if row["file"] is None:
             return None
         data = self.folder.store.read(row["file"])
-        if problem := picture_problem(row, data):
-            self._report(f"{problem}; run the sweep again")
+        if words := damage(row, data):
+            self._report(f"{row['file']} {words}; run the sweep again")
             return None
         return Image.open(io.BytesIO(data or b"")).convert("RGB")
 

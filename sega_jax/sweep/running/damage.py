@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,88 +10,123 @@ from sega_jax.pipelines.messages import warn
 from sega_jax.pipelines.progress import bar
 from sega_jax.sweep.planning.plan import Plan
 from sega_jax.sweep.running import records
-from sega_jax.sweep.running.folder import METRICS, PICTURES, RECORDS, Folder, Recorded, part, unfinished_part
+from sega_jax.sweep.running.folder import (
+    METRICS,
+    PICTURES,
+    RECORDS,
+    Folder,
+    Problem,
+    Recorded,
+    part,
+    picture,
+    unfinished_part,
+)
+
+_THREADS = 8  # that read files
 
 
-def intact(folder: Folder, plan: Plan, number: int) -> Recorded:
-    """Reads all files of a batch, and returns the records of its intact pictures."""
+def intact(folder: Folder, plan: Plan, number: int, *, sizes: Mapping[str, int] | None = None) -> Recorded:
+    """Returns the records of a batch's intact pictures.
+
+    Args:
+        sizes: {name: size} of the files of pictures, which are compared with the records. None reads all pictures.
+    """
     rows, problems = folder.recorded(plan, number)
     whole = {}
     for name, row in rows.items():
-        if problem := picture_problem(row, folder.store.read(row["file"]) if row["file"] else None):
-            problems.append(problem)
+        file = picture(plan, name)
+        if row["file"] is None:
+            words = None
+        elif sizes is None:
+            words = damage(row, folder.store.read(file))
         else:
+            words = wrong_size(row, sizes.get(Path(file).name))
+        if words is None:
             whole[name] = row
+        else:
+            problems.append(Problem(file, words))
     return Recorded(whole, problems)
 
 
+def damage(row: Mapping[str, Any], data: bytes | None) -> str | None:
+    """Compares a picture's file with its record. Returns the words of a `Problem`, or None for an intact file."""
+    words = wrong_size(row, None if data is None else len(data))
+    if words is None and hashlib.sha256(data or b"").hexdigest() != row["file_digest"]:
+        return "is damaged: its content does not match its record"
+    return words
+
+
+def wrong_size(row: Mapping[str, Any], size: int | None) -> str | None:
+    """Compares the size of a picture's file with its record. Returns the same as `damage`."""
+    if size == row["file_bytes"]:
+        return None
+    if size is None:
+        return "is missing"
+    if size == 0:
+        return "is empty"
+    return f"is damaged: it has {size} bytes instead of {row['file_bytes']}"
+
+
 def remove_damaged(folder: Folder, plan: Plan, batches: Iterable[int], progress: bool | None) -> None:
-    """Reads all files of batches, and removes the damaged ones with a warning, so that they are made again."""
+    """Removes the damaged files of batches with a warning, so that they are made again.
+
+    In folders, all files are read. At addresses, only the sizes of pictures are compared, because reading takes long.
+    """
     parts = folder.store.names(RECORDS)
     begun = [i for i in batches if not parts.isdisjoint(Path(file).name for file in (part(i), unfinished_part(i)))]
-    problems: list[str] = []
-    with bar(len(begun), "batch", progress, desc="checking", leave=False) as progress_bar:
-        for number in begun:
-            found = intact(folder, plan, number).problems
-            for problem in found:
-                folder.store.remove(problem.split()[0])
+    sizes = None if folder.store.local else folder.store.sizes(PICTURES)
+    problems: list[Problem] = []
+    with (
+        bar(len(begun), "batch", progress, desc="checking", leave=False) as progress_bar,
+        ThreadPoolExecutor(_THREADS, "reads") as pool,
+    ):
+        for found in pool.map(lambda number: intact(folder, plan, number, sizes=sizes).problems, begun):
             problems += found
             progress_bar.update(1)
+    for problem in problems:
+        folder.store.remove(problem.file)
     if problems:
-        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        shown = "; ".join(map(str, problems[:5])) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         warn(f"damaged files in {folder} are made again: {shown}")
 
 
-def picture_problem(row: Mapping[str, Any], data: bytes | None) -> str | None:
-    """Compares a picture's file with its record. Returns a sentence about the damage, or None for an intact file and
-    for a picture without a file."""
-    problem = size_problem(row, None if data is None else len(data))
-    if problem is None and data is not None and hashlib.sha256(data).hexdigest() != row["file_digest"]:
-        return f"{row['file']} is damaged: its content does not match its record"
-    return problem
-
-
-def size_problem(row: Mapping[str, Any], size: int | None) -> str | None:
-    """Compares the size of a picture's file with its record, and returns the same as `picture_problem`."""
-    if row["file"] is None or size == row["file_bytes"]:
-        return None
-    if size is None:
-        return f"{row['file']} is missing"
-    if size == 0:
-        return f"{row['file']} is empty"
-    return f"{row['file']} is damaged: it has {size} bytes instead of {row['file_bytes']}"
-
-
-def problems(folder: Folder, plan: Plan, *, verify: bool) -> Iterator[str]:
-    """Yields a sentence about each damaged, missing or unknown file of one stage.
+def problems(folder: Folder, plan: Plan, *, verify: bool) -> Iterator[Problem]:
+    """Yields each damaged, missing or unknown file of one stage.
 
     Args:
         folder: the stage's folder.
         plan: the stage's plan.
         verify: whether to read all pictures. Otherwise only their sizes are checked.
     """
-    sizes, parts = folder.store.sizes(PICTURES), folder.store.names(RECORDS)
-    known = {f"{name}.{plan.format}" for batch in plan.batches for name in batch.names}
-    known_parts = set()
-    for number in range(len(plan.batches)):
-        names = {Path(file).name for file in (part(number), unfinished_part(number))}
-        known_parts |= names
-        if not names & parts:
-            continue
+    # A run may write files at the same time. It writes pictures before their records, so the records are read first.
+    parts = folder.store.names(RECORDS)
+    numbers = {Path(file(i)).name: i for i in range(len(plan.batches)) for file in (part, unfinished_part)}
+    begun = sorted({numbers[name] for name in parts if name in numbers})
+    with ThreadPoolExecutor(_THREADS, "reads") as pool:
         if verify:
-            yield from intact(folder, plan, number).problems
+            found = [one.problems for one in pool.map(lambda number: intact(folder, plan, number), begun)]
+            sizes = folder.store.sizes(PICTURES)
         else:
-            rows, broken = folder.recorded(plan, number)
-            yield from broken
-            found = (size_problem(row, sizes.get(Path(row["file"] or "").name)) for row in rows.values())
-            yield from (problem for problem in found if problem)
+            recorded = list(pool.map(lambda number: folder.recorded(plan, number), begun))
+            sizes = folder.store.sizes(PICTURES)
+            found = [[*one.problems, *_wrong_sizes(plan, one, sizes)] for one in recorded]
+    for some in found:
+        yield from some
     for metric in sorted(folder.store.names(METRICS)):
         if not metric.startswith("."):
             try:
                 records.rows(folder.store.read(f"{METRICS}/{metric}") or b"")
             except ValueError as error:
-                yield f"{METRICS}/{metric} {error}; measure again"
-    for kind, unknown in ((PICTURES, set(sizes) - known), (RECORDS, parts - known_parts)):
+                yield Problem(f"{METRICS}/{metric}", f"{error}; measure it again")
+    known = {f"{name}.{plan.format}" for batch in plan.batches for name in batch.names}
+    for kind, unknown in ((PICTURES, set(sizes) - known), (RECORDS, parts - set(numbers))):
         for name in sorted(unknown):
             if not name.startswith("."):
-                yield f"{kind}/{name} is not part of this sweep"
+                yield Problem(f"{kind}/{name}", "is not part of this sweep")
+
+
+def _wrong_sizes(plan: Plan, recorded: Recorded, sizes: Mapping[str, int]) -> Iterator[Problem]:
+    for name, row in recorded.rows.items():
+        file = picture(plan, name)
+        if row["file"] and (words := wrong_size(row, sizes.get(Path(file).name))):
+            yield Problem(file, words)

@@ -25,11 +25,21 @@ from sega_jax.sweep.running.store import Store
 PICTURES, RECORDS, LEASES, METRICS = "pictures", "records", "leases", "metrics"
 
 
+class Problem(NamedTuple):
+    """A damaged, missing or unknown file. As a string, it is a sentence."""
+
+    file: str  # the path within the folder
+    words: str  # the rest of the sentence, such as "is empty"
+
+    def __str__(self) -> str:
+        return f"{self.file} {self.words}"
+
+
 class Recorded(NamedTuple):
     """The recorded pictures of a batch."""
 
     rows: dict[str, dict[str, Any]]  # {picture name: its record}
-    problems: list[str]  # a sentence about each damaged or missing file
+    problems: list[Problem]
 
 
 class Folder:
@@ -101,20 +111,29 @@ class Folder:
         if all(f"{name}.{plan.format}" in pictures for name in plan.batches[number].names):
             return True
         # Pictures that contain NaN or were flagged have no files.
-        rows, problems = self.recorded(plan, number)
-        return not problems and all(row["file"] is None or Path(row["file"]).name in pictures for row in rows.values())
+        rows = self.recorded(plan, number, parts).rows
+        names = plan.batches[number].names
+        return all(name in rows and (not rows[name]["file"] or f"{name}.{plan.format}" in pictures) for name in names)
 
-    def recorded(self, plan: Plan, number: int) -> Recorded:
-        """Reads the records of a batch's pictures, whether the batch is finished or not."""
-        rows: dict[str, dict[str, Any]] = {}
-        problems = []
-        for file in (unfinished_part(number), part(number)):
-            if (data := self.store.read(file)) is not None:
-                try:
-                    rows |= {row["name"]: row for row in records.rows(data)}
-                except ValueError as error:
-                    problems.append(f"{file} {error}")
-        return Recorded({name: rows[name] for name in plan.batches[number].names if name in rows}, problems)
+    def recorded(self, plan: Plan, number: int, parts: set[str] | None = None) -> Recorded:
+        """Reads the records of a batch's pictures, whether the batch is finished or not.
+
+        Args:
+            parts: the names of all files of records. Only these are read. None reads the batch's files if they exist.
+        """
+        names, problems = plan.batches[number].names, []
+        for file in (part(number), unfinished_part(number)):
+            if parts is not None and Path(file).name not in parts:
+                continue
+            if (data := self.store.read(file)) is None:
+                continue
+            try:
+                rows = {row["name"]: row for row in records.rows(data)}
+            except ValueError as error:
+                problems.append(Problem(file, str(error)))
+                continue
+            return Recorded({name: rows[name] for name in names if name in rows}, problems)
+        return Recorded({}, problems)
 
 
 def part(number: int) -> str:
@@ -125,3 +144,8 @@ def part(number: int) -> str:
 def unfinished_part(number: int) -> str:
     """Returns the path, within the folder, of the records of a batch that is being made."""
     return f"{RECORDS}/part-{number:05}-unfinished.parquet"
+
+
+def picture(plan: Plan, name: str) -> str:
+    """Returns the path, within the folder, of a picture."""
+    return f"{PICTURES}/{name}.{plan.format}"

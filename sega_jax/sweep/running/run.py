@@ -24,7 +24,7 @@ from sega_jax.sweep.planning.plan import Batch, Plan, Program
 from sega_jax.sweep.planning.sharing import Schedule
 from sega_jax.sweep.running import records, stages
 from sega_jax.sweep.running.damage import intact, remove_damaged
-from sega_jax.sweep.running.folder import Folder, part
+from sega_jax.sweep.running.folder import PICTURES, RECORDS, Folder, part
 from sega_jax.sweep.running.leases import PATIENCE, Leases
 from sega_jax.sweep.running.prefixes import SharedRun
 from sega_jax.sweep.running.status import Status, of_plan
@@ -82,9 +82,9 @@ def run(
     """Makes a plan's missing pictures in a folder. `sega_jax.sweep.running.folder` describes the files in the folder.
 
     A run may be interrupted at any moment. Running the plan again makes the remaining pictures, and all pictures are
-    the same bit for bit as without the interruption. Damaged and missing files are made again, with a warning. If a
-    batch does not fit into the devices' memory, this batch and all later batches of the same program are made with half
-    as many rows. The records show the number of rows.
+    the same bit for bit as without the interruption. Missing files, and damaged files in this worker's share, are made
+    again with a warning. If a batch does not fit into the devices' memory, this batch and all later batches of the same
+    program are made with half as many rows. The records show the number of rows.
 
     Several workers may share a folder and communicate only through it. They are separate processes on POSIX systems,
     such as Linux. Each worker makes its share of the batches, then the unfinished shares of workers that ended early,
@@ -130,6 +130,8 @@ def run(
             "a cascade loads its stages one after another and cannot use a loaded pipe; remove the argument `pipe`"
         )
     where, loader = Folder(folder), stages.Loader(pipe)
+    if where.store.has("plan.json"):
+        where.begin(plan)  # refuses a folder with a different plan before anything in it is changed
     unfinished = _unfinished(plan, where, number, workers, progress)
     if unfinished:
         check_files(plan)
@@ -153,7 +155,9 @@ def _unfinished(plan: Plan, where: Folder, worker: int, workers: int, progress: 
     plans: list[Plan] = []
     for stage in reversed(plan.chain):
         folder = where.of(stage, plan)
-        remove_damaged(folder, stage, stage.shares(workers)[worker], progress)
+        if folder.store.has("plan.json"):
+            folder.begin(stage)
+            remove_damaged(folder, stage, stage.shares(workers)[worker], progress)
         if not folder.missing(stage):
             break
         plans.insert(0, stage)
@@ -211,8 +215,10 @@ class _Run:
         """Makes the unfinished batches among `batches`, as long as this worker holds their lease."""
         pictures = {i: len(self.plan.batches[i].points) for i in batches}
         missing = [i for i in self.folder.missing(self.plan) if i in pictures]
-        recorded = {i: len(self.folder.recorded(self.plan, i).rows) for i in missing}
+        parts = self.folder.store.names(RECORDS)
+        recorded = {i: len(self.folder.recorded(self.plan, i, parts).rows) for i in missing}
         done = sum(pictures.values()) - sum(pictures[i] - recorded[i] for i in missing)
+        present = {f"{PICTURES}/{name}" for name in self.folder.store.names(PICTURES)}
         # Pictures are written as soon as they are made, and one batch is finished while the next is made. Leaving this
         # block, even through Ctrl-C, waits for both.
         with (
@@ -229,11 +235,21 @@ class _Run:
                 progress_bar.update(len(kept) - recorded[i])
                 if len(kept) == pictures[i] and self.folder.store.has(part(i)):
                     continue
-                writer = BatchWriter(self.plan, self.folder, self.pipe, i, kept, pool, progress_bar.update)
+                writer = BatchWriter(
+                    self.plan,
+                    self.folder,
+                    self.pipe,
+                    i,
+                    kept=kept,
+                    present=present,
+                    pool=pool,
+                    holds=holds,
+                    on_recorded=progress_bar.update,
+                )
                 self._batch(self.plan.batches[i], writer)
-                if finishing is not None:
-                    finishing.result()
-                finishing = finisher.submit(writer.finish)
+                before, finishing = finishing, finisher.submit(writer.finish)
+                if before is not None:
+                    before.result()
             if finishing is not None:
                 finishing.result()
 
@@ -243,6 +259,7 @@ class _Run:
         self._adapt(batch)
         try:
             self._make(batch, points, writer)
+            writer.made()
         except BaseException:
             writer.stop()
             raise

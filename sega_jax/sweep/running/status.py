@@ -75,10 +75,10 @@ def of_plan(plan: Plan, folder: Folder) -> Status:
     """Returns the progress of a plan in its folder."""
     missing = folder.missing(plan)
     total = sum(len(batch.points) for batch in plan.batches)
-    present = folder.store.names(PICTURES)
+    present, parts = folder.store.names(PICTURES), folder.store.names(RECORDS)
     left = 0
     for i in missing:
-        rows = folder.recorded(plan, i).rows.values()
+        rows = folder.recorded(plan, i, parts).rows.values()
         done = sum(row["file"] is None or Path(row["file"]).name in present for row in rows)
         left += len(plan.batches[i].points) - done
     to_do = sum(map(plan.evaluations, missing))
@@ -104,7 +104,7 @@ def problems(folder: str | Path, *, verify: bool = False) -> list[str]:
     """
     where = Folder(folder)
     plan = where.plan()
-    found = []
+    found: list[str] = []
     for stage in plan.chain:
         prefix = "" if stage is plan else f"stages/{stage.facts.stage}/"
         found += [f"{prefix}{problem}" for problem in damage.problems(where.of(stage, plan), stage, verify=verify)]
@@ -173,8 +173,9 @@ def _pace(plan: Plan, where: Folder) -> float | None:
     seen = set()
     for number, batch in enumerate(plan.batches):
         if part(number).rpartition("/")[2] in recorded:
-            rows = where.recorded(plan, number).rows.values()
-            if not rows:
+            rows = where.recorded(plan, number, recorded).rows.values()
+            # The calls of a batch that was interrupted ran more than once, so its time is not used.
+            if len({row["seconds"] for row in rows}) != 1:
                 continue
             seconds = sum(row["seconds"] for row in rows)
             (timed if batch.compiled in seen else first).append((seconds, plan.evaluations(number)))

@@ -1,8 +1,8 @@
 """Reads and writes a sweep's files, in a folder or at an address that fsspec supports, such as gs://bucket/sweep.
 
-A file is either complete or absent, even if the process is killed or the power fails, and only one process can create
-it. In folders, this module ensures both. At addresses, the file system must ensure both, as the object stores of
-Google, Amazon and Azure do.
+A file is either complete or absent, even if the process is killed, and only one process can create it. In folders, this
+module ensures both. At addresses, the file system must ensure both, as the object stores of Google, Amazon and Azure
+do.
 """
 
 import contextlib
@@ -12,10 +12,10 @@ import re
 import socket
 import uuid
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
-from sega_jax.weights.destination import full_disk, sync
+from sega_jax.weights.destination import full_disk, sync, sync_folder
 
 
 class Store:
@@ -23,6 +23,9 @@ class Store:
 
     Args:
         path: a folder, or an address with "://".
+
+    Attributes:
+        local: whether the files are in a folder of this machine.
 
     Raises:
         ValueError: fsspec does not support the address, or the address needs a package that is not installed.
@@ -42,7 +45,7 @@ class Store:
             # A folder's name may contain "::", which url_to_fs would interpret as a chain of file systems.
             self._address = str(Path(path).expanduser())
             self._files, self._root = LocalFileSystem(), os.path.abspath(self._address)
-        self._local = isinstance(self._files, LocalFileSystem)
+        self.local = isinstance(self._files, LocalFileSystem)
 
     def __str__(self) -> str:
         return self._address
@@ -52,7 +55,7 @@ class Store:
         ended."""
         for folder in folders:
             self._files.makedirs(self._path(folder), exist_ok=True)
-        if self._local:
+        if self.local:
             for folder in ("", *folders):
                 for name in self.names(folder):
                     unfinished = re.fullmatch(rf"\..*\.{re.escape(host())}-(\d{{1,9}})-[0-9a-f]+", name)
@@ -73,10 +76,10 @@ class Store:
 
     def write(self, name: str, data: bytes) -> None:
         """Writes a file, replacing an existing one."""
-        if self._local:
+        if self.local:
             with self._unfinished(name, data) as (unfinished, path):
                 os.replace(unfinished, path)
-                sync(path.parent)
+            sync_folder(path.parent)
         else:
             self._files.pipe_file(self._path(name), data)  # object stores show a file only when it is complete
 
@@ -86,13 +89,12 @@ class Store:
         Raises:
             FileExistsError: the file already exists.
         """
-        if not self._local:
+        if not self.local:
             self._files.pipe_file(self._path(name), data, mode="create")
             return
         with self._unfinished(name, data) as (unfinished, path):
             try:
                 os.link(unfinished, path)  # unlike a rename, a link never replaces a file
-                sync(path.parent)
             except FileExistsError:
                 raise
             except OSError:
@@ -100,6 +102,7 @@ class Store:
                 if path.exists():
                     raise FileExistsError(path) from None
                 os.replace(unfinished, path)
+            sync_folder(path.parent)
 
     def remove(self, name: str) -> None:
         """Removes a file if it exists."""
@@ -149,9 +152,12 @@ def host() -> str:
     Containers may have the same host name but do not see each other's processes, so the name also depends on the
     process namespace.
     """
-    parts = [str(uuid.getnode())]
-    with contextlib.suppress(OSError):
-        parts += [Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")]
+    parts = []
+    for read in (Path("/proc/sys/kernel/random/boot_id").read_text, partial(os.readlink, "/proc/self/ns/pid")):
+        with contextlib.suppress(OSError):
+            parts.append(read())
+    if not parts:  # not Linux
+        parts.append(str(uuid.getnode()))
     digest = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:8]
     return f"{socket.gethostname().replace('.', '_')}-{digest}"
 

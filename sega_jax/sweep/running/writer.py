@@ -15,14 +15,17 @@ from sega_jax.pipelines import png
 from sega_jax.pipelines.pipeline import Pipeline
 from sega_jax.sweep.planning.plan import Plan
 from sega_jax.sweep.running import metadata, records, stages
-from sega_jax.sweep.running.folder import PICTURES, Folder, part, unfinished_part
+from sega_jax.sweep.running.folder import Folder, part, picture, unfinished_part
 
-# The minimum time between two versions of the records of an unfinished batch, in seconds.
+# The time after which finished pictures are recorded although others of the same call are still being written.
 _SECONDS = 1.0
 
 
 class BatchWriter:
     """Writes the pictures and the records of one batch.
+
+    `add` is called from the threads that make pictures. Other threads encode and write them. Pictures are recorded as
+    soon as all pictures that were added so far are written, and at least once a second.
 
     Args:
         plan: the stage's plan.
@@ -30,7 +33,10 @@ class BatchWriter:
         pipe: the pipeline that makes the pictures.
         number: the index of the batch.
         kept: {name: record} of the pictures that are in the folder and are not made again.
+        present: the paths of the files of pictures that may already exist.
         pool: the threads that encode and write pictures.
+        holds: a function that returns whether this worker still holds the lease of the batch. Without the lease,
+            nothing is written.
         on_recorded: a function that is called with the number of pictures that have just been recorded.
     """
 
@@ -40,19 +46,27 @@ class BatchWriter:
         folder: Folder,
         pipe: Pipeline,
         number: int,
+        *,
         kept: Mapping[str, dict[str, Any]],
+        present: set[str],
         pool: ThreadPoolExecutor,
+        holds: Callable[[], bool],
         on_recorded: Callable[[int], Any],
     ):
         self._plan, self._folder, self._pipe, self._number = plan, folder, pipe, number
-        self._batch, self._pool, self._on_recorded = plan.batches[number], pool, on_recorded
-        self._rows, self._new = dict(kept), dict[int, Future]()
-        self._began, self._recorded_at = time.perf_counter(), time.monotonic()
-        self._recorded, self._lock = len(kept), threading.Lock()
+        self._batch, self._pool, self._holds, self._on_recorded = plan.batches[number], pool, holds, on_recorded
+        self._present, self._began = present, time.perf_counter()
+        self._seconds: float | None = None
+        self._recorded, self._recorded_at = len(kept), self._began
+        # `_lock` protects the following attributes. `_recording` is held while records are written.
+        self._lock, self._recording = threading.Lock(), threading.Lock()
+        self._rows, self._new = dict(kept), set[str]()
+        self._futures, self._pending = dict[int, Future](), 0
 
     def needs(self, i: int) -> bool:
         """Returns whether picture i of the batch is neither in the folder nor being written."""
-        return i not in self._new and self._batch.names[i] not in self._rows
+        with self._lock:
+            return i not in self._futures and self._batch.names[i] not in self._rows
 
     def add(self, i: int, image: np.ndarray, finite: bool, flagged: bool | None, rows: int) -> None:
         """Starts writing picture i of the batch, unless the folder has it.
@@ -67,11 +81,19 @@ class BatchWriter:
         Raises:
             OSError: an earlier picture could not be written.
         """
-        for future in list(self._new.values()):
+        if not self.needs(i):
+            return
+        with self._lock:
+            futures = list(self._futures.values())
+            self._pending += 1
+            self._futures[i] = self._pool.submit(self._write, i, image, finite, flagged, rows)
+        for future in futures:
             if future.done():
                 future.result()
-        if self.needs(i):
-            self._new[i] = self._pool.submit(self._write, i, image, finite, flagged, rows)
+
+    def made(self) -> None:
+        """Ends the measurement of the batch's time, because all its pictures have been made."""
+        self._seconds = time.perf_counter() - self._began
 
     def finish(self) -> None:
         """Waits until all pictures are written, and records the batch as finished.
@@ -79,30 +101,55 @@ class BatchWriter:
         Raises:
             OSError: a picture or the records could not be written.
         """
-        for future in self._new.values():
-            future.result()
-        self._record(part(self._number))
-        self._folder.store.remove(unfinished_part(self._number))
+        try:
+            for future in list(self._futures.values()):
+                future.result()
+        except BaseException:
+            self.stop()
+            raise
+        if self._record(part(self._number)):
+            self._folder.store.remove(unfinished_part(self._number))
 
     def stop(self) -> None:
         """Records the pictures that are made so far, after an error or an interruption."""
-        wait(self._new.values())
+        wait(list(self._futures.values()))
         with contextlib.suppress(OSError):  # if the folder cannot be written to, the original error says so
-            if len(self._rows) > self._recorded:
-                self._record(unfinished_part(self._number))
+            self._record(unfinished_part(self._number))
 
     def _write(self, i: int, image: np.ndarray, finite: bool, flagged: bool | None, rows: int) -> None:
+        name = self._batch.names[i]
+        try:
+            row = self._written(i, image, finite, flagged, rows)
+            with self._lock:
+                self._rows[name] = row
+                self._new.add(name)
+        except MemoryError:
+            # The devices' memory is not the reason, so fewer rows would not help.
+            raise OSError(f"this machine has too little memory to write the picture {name}; use fewer --rows") from None
+        finally:
+            with self._lock:
+                self._pending -= 1
+        complete = len(self._rows) == len(self._batch.names)  # then `finish` records it at once
+        if not complete and (not self._pending or time.perf_counter() - self._recorded_at >= _SECONDS):
+            self._record(unfinished_part(self._number))
+
+    def _written(self, i: int, image: np.ndarray, finite: bool, flagged: bool | None, rows: int) -> dict[str, Any]:
+        """Encodes and writes a picture, and returns its record without the time."""
         name, point, data = self._batch.names[i], self._batch.points[i], None
         if self._plan.format == "npy":
             data = stages.encoded(image if finite else np.full_like(image, np.nan))
         elif finite and not flagged:
             settings = metadata.picture_metadata(self._plan, point, self._pipe)
             data = png.encoded(Image.fromarray(image), self._plan.format, settings)
-        file = None if data is None else f"{PICTURES}/{name}.{self._plan.format}"
+        file = None if data is None else picture(self._plan, name)
         # A process that was killed may have written the picture without recording it.
-        if data is not None and file is not None and self._folder.store.read(file) != data:
+        if (
+            data is not None
+            and file is not None
+            and (file not in self._present or self._folder.store.read(file) != data)
+        ):
             self._folder.store.write(file, data)
-        row = {
+        return metadata.record(self._plan, point, self._pipe) | {
             "name": name,
             "file": file,
             "point": point,
@@ -115,19 +162,21 @@ class BatchWriter:
             "rows": rows,
             "calls": self._batch.calls,
         }
-        row = metadata.record(self._plan, point, self._pipe) | row
-        with self._lock:
-            self._rows[name] = row
-            if time.monotonic() - self._recorded_at >= _SECONDS:
-                self._record(unfinished_part(self._number))
 
-    def _record(self, file: str) -> None:
-        """Writes the records of all pictures so far."""
-        new = [self._batch.names[i] for i in self._new if self._batch.names[i] in self._rows]
-        seconds = (time.perf_counter() - self._began) / max(len(new), 1)
-        for name in new:
-            self._rows[name]["seconds"] = seconds
-        table = [self._rows[name] for name in self._batch.names if name in self._rows]
-        self._folder.store.write(file, records.part(table, self._plan.sweep, self._plan.facts))
-        self._on_recorded(len(table) - self._recorded)
-        self._recorded, self._recorded_at = len(table), time.monotonic()
+    def _record(self, file: str) -> bool:
+        """Writes the records of all pictures so far. Returns whether it wrote them."""
+        with self._recording:
+            seconds = time.perf_counter() - self._began if self._seconds is None else self._seconds
+            with self._lock:
+                new = {"seconds": seconds / max(len(self._new), 1)}
+                rows = {name: row | new if name in self._new else row for name, row in self._rows.items()}
+            finished = file == part(self._number)
+            if not self._holds() or (not finished and len(rows) == self._recorded):
+                return False
+            if finished and not self._new and self._folder.store.has(file):
+                return True
+            table = [rows[name] for name in self._batch.names if name in rows]
+            self._folder.store.write(file, records.part(table, self._plan.sweep, self._plan.facts))
+            self._on_recorded(len(table) - self._recorded)
+            self._recorded, self._recorded_at = len(table), time.perf_counter()
+            return True
