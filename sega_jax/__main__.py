@@ -1,4 +1,4 @@
-"""`python -m sega_jax` is `sega-jax`."""
+"""`python -m sega_jax` runs the same command as `sega-jax`."""
 
 from sega_jax.cli.main import main
 

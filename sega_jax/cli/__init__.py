@@ -1,1 +1,1 @@
-"""The shell commands of `sega-jax`."""
+"""The `sega-jax` shell commands."""

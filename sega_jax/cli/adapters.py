@@ -1,4 +1,5 @@
-"""Defines the options of `sega-jax edit` for adapters (LoRAs and textual inversions) of every stage of a cascade."""
+"""Defines the `sega-jax edit` options that add adapters (LoRAs and textual inversions) to a model or to any stage of a
+cascade."""
 
 import os
 from collections.abc import Mapping
@@ -46,7 +47,7 @@ def _option_name(name: str) -> str:
 
 
 def names() -> list[str]:
-    """Returns the names of the parameters that the options of this module set."""
+    """Returns the names of the parameters that this module's options provide."""
     return [one.name or "" for one in options()]
 
 
@@ -68,8 +69,8 @@ def check(chosen: Mapping[str, Any], stages: Mapping[str, Any]) -> None:
 
     Raises:
         FileNotFoundError, ValueError: a file or folder is missing or is given twice; a folder does not contain exactly
-            one LoRA; several textual inversions are given, one of them without a word; or an option belongs to a stage
-            that was not given.
+            one LoRA; several textual inversions are given, but one has no word; or an option belongs to a stage that
+            was not given.
     """
     tokenizer = chosen.get("tokenizer")
     if tokenizer is not None and not Path(tokenizer).expanduser().is_dir():
@@ -124,7 +125,8 @@ def by_stage(chosen: Mapping[str, Any], stages: list[str]) -> dict[str, dict[str
 
 
 def located(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the given options in a form that works in any folder: with absolute paths, and commits for hub names."""
+    """Returns the given options in a form that works in any folder, with absolute paths and with commits for hub
+    names."""
     located = {name: value for name, value in chosen.items() if value not in (None, ()) and value is not False}
     paths = {name: located[name] for name in ("tokenizer", "config", "unet", "vae") if name in located}
     # A path that does not exist is treated as a name on the hub.
@@ -176,7 +178,7 @@ def _is_file(path: str) -> bool:
 
 
 def _located(path: str) -> str:
-    """Returns the absolute path of a LoRA's file, given the file or its folder. Hub names are returned unchanged."""
+    """Returns the absolute path of a LoRA file, given the file or its folder. Hub names are returned unchanged."""
     return path if on_hub(path) is not None else pinned(_absolute(path))
 
 

@@ -23,7 +23,7 @@ DEMO_WORDS = ("glasses", "sunglasses", "smile", "beard", "hat", "beanie", "curly
 
 
 class Defaults(NamedTuple):
-    """The default settings of edits: one set for adding a concept, and one for removing a concept."""
+    """The default settings of edits: one set for edits that add a concept, and another for edits that remove one."""
 
     add: Edit
     remove: Edit
@@ -55,8 +55,8 @@ def check_known(edit: Edit) -> None:
     """Warns if a concept contains no word that the demo model knows."""
     if known_words().isdisjoint(re.findall(r"[a-z]+", str(edit.concept).lower())):
         warn(
-            f"the demo model does not know any word in {edit.concept!r}, so this edit has no reliable effect; it knows"
-            f" {', '.join(DEMO_WORDS)} and more"
+            f"the demo model does not know any word in {edit.concept!r}, so this edit has no reliable effect; known"
+            f" words include {', '.join(DEMO_WORDS)}"
         )
 
 
@@ -64,7 +64,7 @@ def parse_edit(text: str, defaults: Defaults = LIBRARY) -> Edit:
     """Parses an edit of the form `[-]WORDS[:NAME=VALUE,...]`. A leading minus means that the edit removes the concept.
 
     Raises:
-        ValueError: there are no words, a setting is unknown, or a value is not a number or out of range.
+        ValueError: there are no words, a setting is unknown, or a value is not a number or is out of range.
     """
     removes = text.startswith("-")
     words, rest = _quoted(text.removeprefix("-")) or _plain_words(text)
@@ -155,7 +155,7 @@ def complete(edit: Edit, momentum: Mapping[str, Any]) -> str:
 
     Args:
         edit: the edit.
-        momentum: the call's momentum settings. They apply unless the edit has its own.
+        momentum: the call's momentum settings, which apply unless the edit has its own.
     """
     values = {name: getattr(edit, name) for name in _SETTINGS}
     values |= {name: momentum.get(name) for name, value in values.items() if value is None and name in momentum}

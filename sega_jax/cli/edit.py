@@ -46,8 +46,8 @@ _EDITS = click.Option(
     ["--edit", "edits"],
     multiple=True,
     metavar="CONCEPT",
-    help='A concept to add, such as "glasses", or with a leading minus to remove, such as "-beard". Settings follow a'
-    ' colon: "-beard:scale=6,threshold=0.95,warmup=8". They are scale, threshold, warmup, cooldown, weight,'
+    help='A concept to add, such as "glasses". A leading minus removes the concept, as in "-beard". Settings follow a'
+    ' colon: "-beard:scale=6,threshold=0.95,warmup=8". The settings are scale, threshold, warmup, cooldown, weight,'
     f" momentum_scale and momentum_beta. May be given several times.  {help_text()}",
 )
 _OUT = click.Option(
@@ -127,8 +127,8 @@ class Command(NamedTuple):
 def edit(model: str | None, prompt: str, edits: tuple[str, ...], out: str, **options: Any) -> None:
     """Makes pictures with and without edits.
 
-    Writes each picture, and a sheet that shows all of them. Every PNG stores its settings; `sega-jax info FILE.png`
-    prints them, and the command that reproduces the picture.
+    Writes each picture and a sheet that shows all of them. Every PNG stores its settings; `sega-jax info FILE.png`
+    prints them and the command that reproduces the picture.
 
     \b
     Example:
@@ -186,7 +186,7 @@ def _check_early(given: Command) -> list[int]:
 
 
 def _located(given: Command, source: sources.Source, model: str | None) -> Command:
-    """Returns the options in a form that works in any folder: with absolute paths, and commits for hub names."""
+    """Returns the options in a form that works in any folder, with absolute paths and with commits for hub names."""
     load = given.load | adapters.located(given.load | given.adapters)
     if "scheduler" in load:
         load["scheduler"] = stages.absolute_path(load["scheduler"])
@@ -209,7 +209,7 @@ def _check_family(system: System, name: str, given: Command) -> None:
 def _load(
     source: sources.Source, model: str | None, given: Command, name: str
 ) -> tuple[Pipeline, Callable[..., Output]]:
-    """Returns a pipeline (for a cascade, its first stage) and a function that makes pictures."""
+    """Returns a pipeline (for a cascade, the first stage's pipeline) and a function that makes pictures."""
     began = time.perf_counter()
     options = parsed(LoadOptions, given.load)
     place, revision = sources.place(source)

@@ -40,7 +40,7 @@ class Job(NamedTuple):
 
 
 def seeds_of(given: Mapping[str, str]) -> list[int]:
-    """Returns the seed of each picture that the options --seed and --images-per-prompt ask for.
+    """Returns the seed of each picture that is requested with --seed and --images-per-prompt.
 
     Raises:
         ValueError: an option is malformed or out of range, the options contradict each other, or there are too many
@@ -65,7 +65,7 @@ def seeds_of(given: Mapping[str, str]) -> list[int]:
         seeds = range(seed, last + 1)
     if len(seeds) > _MOST_SEEDS:
         raise ValueError(
-            f"the options ask for pictures from {len(seeds)} seeds, but sega-jax edit makes at most {_MOST_SEEDS} at a"
+            f"the options request pictures from {len(seeds)} seeds, but sega-jax edit makes at most {_MOST_SEEDS} at a"
             " time; give fewer seeds, or write a sweep"
         )
     return list(seeds)
@@ -96,8 +96,9 @@ def groups(seeds: Sequence[int], most: int) -> Iterator[tuple[list[int], int]]:
 def most_seeds(devices: int, low_memory: bool) -> int:
     """Returns the maximum number of seeds in a group.
 
-    One seed per device needs no more memory on a device than a run with a single seed. On one device, both run the same
-    compiled programs. With `low_memory` every group loads the networks again, so groups are larger.
+    A group with one seed per device needs no more memory on a device than a run with a single seed. If there is only
+    one device, the group and the run use the same compiled programs. With `low_memory`, every group loads the networks
+    again, so groups are larger.
     """
     return devices * (_LOW_MEMORY_SEEDS if low_memory else 1)
 
@@ -141,7 +142,7 @@ def run(make: Callable[..., Output], call: Mapping[str, Any], job: Job, folder: 
             png.save(sheet.draw(), last, {"picture": "sheet", **job.known, "seed": stored_seed(job.seeds)})
             echo(f"Wrote {last}")
     if last is not None:
-        echo(f"Settings, and the command that reproduces the file: sega-jax info {shlex.quote(str(last))}")
+        echo(f"To print the settings and the command that reproduces the file: sega-jax info {shlex.quote(str(last))}")
     if not missing:
         advise(job)
     return missing
@@ -219,7 +220,7 @@ def _numbered(folder: Path) -> Iterator[str]:
         except FileExistsError:
             continue
         try:
-            # Another run may have finished with this number after the folder was read.
+            # Another run may have used this number and ended after the folder was read.
             if any(folder.glob(f"{name}-*")):
                 continue
             yield name

@@ -7,13 +7,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 # In pixels: the side length up to which small pictures are enlarged, and the maximum total width of all columns.
 _SIDE, _WIDTH = 384, 2048
-# The maximum number of pictures in a row, and a larger one for sheets that would otherwise have more than four rows.
+# The maximum number of pictures in a row, and a larger maximum for sheets that would otherwise exceed four rows.
 _COLUMNS, _MANY_COLUMNS = 8, 16
 _INK, _GREY, _EMPTY = "#1f2328", "#656d76", "#eaeef2"
 _SIGNS = {"+": "#116329", "-": "#a40e26"}
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-Segment = tuple[str, str]  # a text without line breaks, and its colour
+Segment = tuple[str, str]  # a string without line breaks, and its colour
 Line = list[tuple[float, str, str]]  # the offset, text and colour of each part of a line
 
 
@@ -114,11 +114,11 @@ class _Page:
         self.y += height
 
     def text(self, segments: Sequence[Segment], size: int) -> None:
-        """Writes a paragraph over the full width."""
+        """Writes a paragraph across the full width."""
         self.texts([segments], size, self.width, 0)
 
     def texts(self, columns: Iterable[Sequence[Segment]], size: int, width: int, gap: int) -> None:
-        """Writes paragraphs next to each other, in columns of width `width`."""
+        """Writes paragraphs next to each other, in columns that are `width` pixels wide."""
         font, step, most = ImageFont.load_default(size), round(size * 1.3), 0
         for column, segments in enumerate(columns):
             lines = _wrapped(segments, font, width)

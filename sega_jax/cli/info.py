@@ -38,7 +38,7 @@ def info(file: Path) -> None:
                 known["seed"] = arguments(Call)["seed"].kind.show(known["seed"])
             known["edits"] = [complete(one, known) for one in edits]
             if not all(isinstance(word, str) for word in words):
-                raise TypeError("the command has words that are not text")
+                raise TypeError("the command has arguments that are not strings")
         except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError):
             raise ValueError(
                 f"{file} has settings that this version of sega-jax cannot read; was it written by a later version?"

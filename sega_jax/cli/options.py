@@ -33,7 +33,7 @@ def option(argument: Argument, *, prefix: str = "", help: str | None = None) -> 
 
     Args:
         prefix: the prefix of the option's name, such as "stage2-" for a stage of a cascade.
-        help: the help text. None derives it from the argument.
+        help: the help text; if None, it is derived from the argument.
     """
     name = f"--{prefix}{argument.option.removeprefix('--')}"
     text = f"{argument.help[:1].upper()}{argument.help[1:]}." if help is None else help
@@ -49,7 +49,8 @@ def option(argument: Argument, *, prefix: str = "", help: str | None = None) -> 
 
 
 def call_options() -> list[click.Option]:
-    """Returns the options for all families' calls. Each help text names the option's families and their defaults."""
+    """Returns the options for all families' calls. Each help text names the families that have the option, and their
+    defaults."""
     families: dict[str, list[System]] = {}
     for system in systems().values():
         for name in shell_arguments(system.call):
@@ -86,7 +87,7 @@ def _shared_option(name: str, having: list[System]) -> click.Option:
 
 
 def parsed(declaration: type, given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Converts the values of the given options to arguments for a call or `load`.
+    """Converts the values of the given options to arguments for a call or for `load`.
 
     Raises:
         FileNotFoundError, TypeError, ValueError: a value has the wrong type or is out of range; the message names the
@@ -126,7 +127,7 @@ def check_family(system: System, model: str, given: Iterable[str]) -> None:
         model: the checkpoint's name, for error messages.
 
     Raises:
-        ValueError: an option does not exist in this family.
+        ValueError: an option is not available for this family.
     """
     known = shell_arguments(system.call)
     for name in given:

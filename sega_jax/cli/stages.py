@@ -1,4 +1,4 @@
-"""Defines the options of `sega-jax edit` for cascades, which name the later stages and control how all stages run."""
+"""Defines the `sega-jax edit` options that name a cascade's later stages and control how all its stages run."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -19,7 +19,8 @@ from sega_jax.text import caption_cleaning
 
 # Arguments of a later stage that the cascade sets.
 _OWN = (*SHARED, "negative_prompt", "images_per_prompt", "seed", "height", "width", "image")
-# The number of pictures that a stage processes at once with --low-memory: one seed's pictures without and with edits.
+# The number of pictures that a stage processes at once with --low-memory: the pictures of one seed, with and without
+# edits.
 _LOW_MEMORY_ROWS = 2
 _OTHERS = ("edited", "clean_captions", "low_memory")
 
@@ -81,7 +82,7 @@ def options() -> list[click.Option]:
 
 
 def names() -> list[str]:
-    """Returns the names of the parameters that the options of this module set."""
+    """Returns the names of the parameters that this module's options provide."""
     return [one.name or "" for one in options()]
 
 
@@ -129,8 +130,8 @@ def check_family(system: System, model: str, given: Mapping[str, Any], *, image:
         image: whether the command names a picture. If so, the model can be a later stage, which enlarges this picture.
 
     Raises:
-        ValueError: the model is a later stage but no picture is given, or an option applies to cascades but the model
-            is not the first stage of a cascade.
+        ValueError: the model is a later stage but no picture is given, or an option applies only to cascades but the
+            model is not the first stage of a cascade.
     """
     for stage, later in later_stages().items():
         if later is system and not image:
@@ -146,7 +147,7 @@ def check_family(system: System, model: str, given: Mapping[str, Any], *, image:
 
 
 def check_load(system: System, model: str, given: Mapping[str, Any]) -> None:
-    """Checks that cascades support the given options of `load`, if the model is the first stage of a cascade.
+    """If the model is the first stage of a cascade, checks that cascades support the given options of `load`.
 
     Raises:
         ValueError: cascades do not support an option.
@@ -161,10 +162,10 @@ def check_load(system: System, model: str, given: Mapping[str, Any]) -> None:
 
 
 def located(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the options in a form that works in any folder: with absolute paths, and commits for hub names.
+    """Returns the options in a form that works in any folder, with absolute paths and with commits for hub names.
 
     Raises:
-        FileNotFoundError, CheckpointError: a stage's checkpoint is missing or not a checkpoint.
+        FileNotFoundError, CheckpointError: the path given for a stage does not exist or is not a checkpoint.
     """
     located = dict(given)
     for stage in later_stages():
@@ -192,8 +193,8 @@ def load(
     Args:
         model, revision: the first stage's checkpoint.
         given: the options of the later stages.
-        scheduler: the first stage's scheduler. None keeps the checkpoint's scheduler.
-        common: other arguments of `load_cascade`.
+        scheduler: the first stage's scheduler; if None, the checkpoint's scheduler is kept.
+        common: other arguments for `load_cascade`.
     """
     later = {stage: system for stage, system in later_stages().items() if stage in given}
     cascade = load_cascade(

@@ -30,9 +30,10 @@ class _FileOrCommand(click.Group):
 def sweep() -> None:
     """Makes pictures with many combinations of settings.
 
-    FILE is a TOML file with prompts, seeds, edits, and axes that vary their settings. The guide notebooks/sweeps.ipynb
-    explains it with examples, and help(sega_jax.sweep.Sweep) in Python describes it completely. The same command
-    continues an interrupted sweep. The other commands show and measure the pictures in the sweep's FOLDER.
+    FILE is a TOML file with prompts, seeds, edits, and lists of values for the settings that vary. The guide
+    notebooks/sweeps.ipynb explains the format with examples, and help(sega_jax.sweep.Sweep) in Python describes it
+    completely. The same command continues an interrupted sweep. The other commands show and measure the pictures in the
+    sweep's FOLDER.
     """
 
 
@@ -50,7 +51,7 @@ def sweep() -> None:
     " devices. A batch whose pictures share model calls may have more pictures than rows.  [default: as many as fit"
     " into memory]",
 )
-@click.option("--share/--no-share", default=True, help="Compute model calls that pictures share only once.")
+@click.option("--share/--no-share", default=True, help="Compute each shared model call only once.")
 @click.option(
     "--worker",
     metavar="I/N",
@@ -102,8 +103,8 @@ def _plan(sweep: sweeps.Sweep, facts: sweeps.Facts, folder: str, rows: int | Non
     """Returns the plan of a sweep.
 
     Args:
-        rows: the maximum number of rows in a batch. With None, it is the maximum of the folder's plan if that plan is
-            for the same sweep, and otherwise the number that fits into memory.
+        rows: the maximum number of rows in a batch. If None, the maximum is taken from the folder's plan, provided that
+            this plan is for the same sweep; otherwise, it is the number that fits into memory.
     """
     kept = sweeps.kept(folder)
     if rows is None and kept is not None and kept.sweep == sweep:
@@ -149,7 +150,7 @@ def _with_rows_of(kept: sweeps.Plan, sweep: sweeps.Sweep, facts: sweeps.Facts, s
 
 
 def _labelled(stage: sweeps.Plan, plan: sweeps.Plan, text: str) -> str:
-    """Prefixes a text with the stage's name if there are several stages."""
+    """Prefixes a string with the stage's name if there are several stages."""
     return text if plan.earlier is None else f"{stage.facts.stage}: {text}"
 
 
@@ -157,7 +158,7 @@ def _worker(text: str | None) -> tuple[int, int] | None:
     """Parses text such as "2/16": the number of a worker and the total number of workers.
 
     Raises:
-        ValueError: the text does not have the form 2/16.
+        ValueError: the text does not consist of two numbers separated by a slash.
     """
     if text is None:
         return None
@@ -171,9 +172,9 @@ def _worker(text: str | None) -> tuple[int, int] | None:
 @click.argument("folder")
 @click.option("--verify", is_flag=True, help="Read every file and compare it with its record.")
 def status(folder: str, verify: bool) -> None:
-    """Prints a sweep's progress, and its damaged, missing and unknown files.
+    """Prints a sweep's progress, and lists its damaged, missing and unknown files.
 
-    Without --verify, only the records and the sizes of the pictures are checked.
+    Without --verify, only the records and the sizes of the picture files are checked.
     """
     with plainly():
         total = sweeps.status(folder)
@@ -214,7 +215,7 @@ _FIXED = click.option(
     "words",
     multiple=True,
     metavar="WORD",
-    help="A word for the demo model's judge. May be given several times.",
+    help="A word that the demo model's judge looks for. May be given several times.",
 )
 @click.option(
     "--distance",
@@ -261,7 +262,7 @@ def measure(folder: str, words: tuple[str, ...], distance: bool, clip: Path | No
 )
 @_out("sheet.png", "The file to write; if there are several sheets, their file names are numbered.")
 def sheet(folder: str, across: str | None, down: str | None, where: tuple[str, ...], side: int, out: Path) -> None:
-    """Arranges a sweep's pictures in a grid, with one setting across and one down.
+    """Arranges a sweep's pictures in a grid, with one setting on the horizontal axis and another on the vertical axis.
 
     Each combination of the other axes' values gets a separate sheet.
     """
@@ -283,7 +284,7 @@ def sheet(folder: str, across: str | None, down: str | None, where: tuple[str, .
 @_FIXED
 @_out("plot.png", "The file to write, with the extension png, svg or pdf.")
 def plot(folder: str, y: str, x: str, by: str | None, where: tuple[str, ...], out: Path) -> None:
-    """Plots means over an axis, with 95 % intervals."""
+    """Plots the mean of a column for each value of an axis, with 95 % confidence intervals."""
     with plainly():
         results = sweeps.Results(folder)
         figure = sweeps.plot(results, y, x, by, _fixed(results, where))
@@ -294,8 +295,8 @@ def plot(folder: str, y: str, x: str, by: str | None, where: tuple[str, ...], ou
 
 @sweep.command()
 @click.argument("folder")
-@click.option("--across", metavar="AXIS", help="The axis of the sheets from left to right.  [default: chosen]")
-@click.option("--down", metavar="AXIS", help="The axis of the sheets from top to bottom.  [default: chosen]")
+@click.option("--across", metavar="AXIS", help="The horizontal axis of the sheets.  [default: chosen]")
+@click.option("--down", metavar="AXIS", help="The vertical axis of the sheets.  [default: chosen]")
 @click.option("--title", help="The title of the page.  [default: the folder's name]")
 @_out("report.html", "The file to write.")
 def report(folder: str, across: str | None, down: str | None, title: str | None, out: Path) -> None:
@@ -314,7 +315,7 @@ def _write(path: Path, save: Callable[[io.BytesIO], Any]) -> None:
 
 
 def _format(path: Path) -> str:
-    """Returns the format of a picture's file.
+    """Returns the format of a picture file.
 
     Raises:
         ValueError: Pillow cannot write files with this extension.
@@ -325,7 +326,7 @@ def _format(path: Path) -> str:
 
 
 def _fixed(results: sweeps.Results, where: tuple[str, ...]) -> dict[str, Any]:
-    """Reads the --where options. Values are written as on the sheets.
+    """Reads the --where options. Values are written in the same form as on the sheets.
 
     Raises:
         ValueError: an option is malformed, or no picture has the value.
@@ -368,7 +369,7 @@ def _memory(plan: sweeps.Plan, memory: sweeps.Memory) -> str:
     available = "" if memory.there is None else f", of {memory.there / 2**30:.1f} GiB"
     return (
         f"{total / 2**30:.2f} GiB of memory on each device{available}: {memory.weights / 2**30:.2f} GiB for the"
-        f" weights, plus {memory.row / 2**20:.0f} MiB for each picture predicted at a time (at most {rows})"
+        f" weights, plus {memory.row / 2**20:.0f} MiB for each picture that is predicted (at most {rows} at a time)"
     )
 
 

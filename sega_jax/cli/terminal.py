@@ -25,7 +25,7 @@ def echo(text: str) -> None:
 
 
 def quoted(words: Iterable[str]) -> str:
-    """Returns a shell command of words. Words with control characters are quoted as bash's $'...'."""
+    """Returns a shell command of words. Words with control characters are quoted in bash's $'...' form."""
     return " ".join(_quoted(word) for word in words)
 
 
@@ -68,7 +68,7 @@ def remember_compilations() -> None:
 
 @contextmanager
 def pictures_reported_elsewhere() -> Iterator[None]:
-    """Hides warnings about missing and black pictures, because they name rows of a batch instead of seeds."""
+    """Hides warnings about missing and black pictures, because these warnings name rows of a batch instead of seeds."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PictureWarning)
         yield

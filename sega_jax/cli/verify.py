@@ -1,4 +1,5 @@
-"""`sega-jax verify`: compares a Stable Diffusion 1.5 checkpoint with the pictures that diffusers published."""
+"""`sega-jax verify`: compares pictures from a Stable Diffusion 1.5 checkpoint with pictures that diffusers
+published."""
 
 import importlib.metadata
 import platform
@@ -34,7 +35,7 @@ _OPTIONS = [
         type=click.FloatRange(0, 1, min_open=True),
         default=published_pictures.TOLERANCE,
         show_default=True,
-        help="The largest difference between values in [0, 1] that counts as equal; diffusers' tests use the default.",
+        help="Values in [0, 1] that differ by at most this much count as equal; diffusers' tests use the default.",
     ),
     click.Option(
         ["--noise"],
@@ -83,7 +84,7 @@ def verify(ctx: click.Context, model: str, tolerance: float, noise: Path, **opti
     if different:
         echo(f"\nFAILED: {', '.join(different)}: different from the pictures that diffusers published")
         if pipe.pipeline.dtype.name not in ("float32", "float64"):
-            echo("Half precision may exceed the tolerance; run the command with --dtype float32")
+            echo("Half precision can cause differences above the tolerance; run the command with --dtype float32")
         ctx.exit(1)
     echo(f"\nPASSED: equal to the {len(pictures)} pictures that diffusers published")
 

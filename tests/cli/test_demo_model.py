@@ -36,8 +36,9 @@ def test_the_demo_model_warns_about_unknown_words(concept, known):
         check_known(Edit(concept))
     assert len(caught) == (0 if known else 1)
     if not known:
-        assert f"not know any word in {concept!r}, so this edit has no reliable effect; it knows glasses" in str(
-            caught[0].message
+        assert (
+            f"not know any word in {concept!r}, so this edit has no reliable effect; known words include glasses"
+            in str(caught[0].message)
         )
 
 

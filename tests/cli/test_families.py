@@ -21,7 +21,7 @@ RNG = np.random.default_rng(0)
 
 @pytest.fixture(autouse=True)
 def _three_devices(monkeypatch, tmp_path):
-    """Lets the shell see three devices, and gives each test its own compilation cache."""
+    """Provides three devices to the shell, and gives each test its own compilation cache."""
     three = jax.devices()[:3]
     monkeypatch.setattr(jax, "local_devices", lambda *_, **__: three)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -29,7 +29,7 @@ def _three_devices(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="module")
 def files(first, second, upscaler, least_xl, tmp_path_factory):
-    """Writes textual inversions, and LoRAs for all families, and returns the folder of all files."""
+    """Writes textual inversions and LoRAs for all families, and returns the folder that contains them."""
     where = tmp_path_factory.mktemp("files")
     both = {"unet": [UNET_LAYER], "text_encoder": [T5_LAYER]}
     loras.write(where / "1.safetensors", first.models, both)
@@ -79,7 +79,7 @@ SIZES = {"height": 16, "width": 8, "original_size": (32, 16), "crops_top_left": 
 
 @pytest.mark.slow
 def test_stable_diffusion_xl(files, least_xl_folder, tmp_path):
-    """Runs on two of three devices. `info` omits the devices, because they are specific to one machine."""
+    """Runs on two of the three devices. `info` omits the devices, because they are specific to one machine."""
     words = [word for name, value in SIZES.items() for word in (f"--{name.replace('_', '-')}", shown(value))]
     given = [
         "--lora",
@@ -163,7 +163,7 @@ def test_the_cascade(stages, files, tmp_path):
 
 @pytest.mark.slow
 def test_the_first_stage_alone(stages, files, tmp_path):
-    """The first stage runs without the later stages, with a LoRA and a size."""
+    """The first stage runs without the later stages, with a LoRA and a given size."""
     words = ["--lora", files / "1.safetensors", "--steps", 2, "--height", 4, "--width", 6, "--devices", 1]
     edit(tmp_path / "out", stages["stage1"], *words, prompt="a cat")
     devices = jax.devices()[:1]

@@ -1,4 +1,4 @@
-"""Odd files, numbers and texts cause errors in one line instead of tracebacks."""
+"""Odd files, numbers and texts cause one-line errors instead of tracebacks."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Several seeds in the shell: their notation and groups, the files, and the commands that reproduce each picture."""
+"""Several seeds in the shell: their notation, groups and files, and the command that reproduces each picture."""
 
 import itertools
 import random

@@ -1,5 +1,5 @@
-"""`sega-jax verify`, tested with a small checkpoint instead of Stable Diffusion 1.5, and a recorded picture from that
-checkpoint."""
+"""Tests `sega-jax verify` with a small checkpoint (instead of Stable Diffusion 1.5) and with a picture recorded from
+that checkpoint."""
 
 import math
 import shutil
@@ -138,7 +138,7 @@ def test_other_families_and_unsuitable_options_are_refused(least_xl_folder, leas
 
 
 def test_matrices_are_multiplied_in_float32():
-    """GPUs and TPUs round the factors by default."""
+    """By default, GPUs and TPUs round the factors of matrix products."""
     seen = []
 
     def pipe(**call):
@@ -170,7 +170,7 @@ def test_checkpoints_of_another_size_are_refused(least_folder, noise, tmp_path):
 
 
 def test_the_recorded_noise_is_the_default(least_folder, monkeypatch):
-    """The recorded noise equals noise computed by NumPy, up to the precision of a GPU's sines."""
+    """The recorded noise equals noise computed by NumPy, up to the precision of sines on a GPU."""
     seen = []
     monkeypatch.setattr(published_pictures, "PICTURES", PUBLISHED)
     monkeypatch.setattr(published_pictures, "difference", lambda pipe, picture, latents: seen.append(latents) or 0.0)

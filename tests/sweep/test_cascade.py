@@ -1,5 +1,5 @@
-"""Tests sweeps of cascades: each stage has its own plan and is loaded once, and the pictures equal a cascade's
-pictures."""
+"""Tests sweeps of cascades: each stage has its own plan and is loaded once, and the pictures equal those from direct
+calls of the cascade."""
 
 import shlex
 
@@ -41,7 +41,7 @@ def planned(ablation, rows=2):
 
 
 def check(plan, folder, cascade):
-    """Compares the pictures of a sweep with calls of a cascade."""
+    """Compares the pictures of a sweep with pictures from calls of a cascade."""
     rows = records(folder)
     assert len(rows) == plan.counts.pictures
     for row in rows:
@@ -104,7 +104,7 @@ def test_edits_guide_the_listed_stages(stages, cascade, tmp_path):
     """Edits guide only the stages that `edited` lists. Common prefixes are shared within each stage."""
     edited = [["stage1"], ["stage2"], ["stage1", "stage2"]]
     plan = planned(ablation_of(stages, seed=[0], edited=edited, **{"hat.scale": [4, 8]}))
-    # All points without edits in the first stage share one picture of that stage.
+    # All points without edits in the first stage share one picture from that stage.
     assert [stage.counts.pictures for stage in plan.chain] == [3, 6]
     assert any(batch.shares for batch in plan.earlier.batches)
     sweep.run(plan, tmp_path, progress=False)
@@ -121,7 +121,7 @@ def test_edits_guide_the_listed_stages(stages, cascade, tmp_path):
 
 @pytest.mark.slow
 def test_resuming_at_the_second_stage(stages, loaded, tmp_path):
-    """The pictures are the same bit for bit, and the first stage is not loaded again."""
+    """The pictures are bit-identical, and the first stage is not loaded again."""
     plan = planned(ablation_of(stages, **{"stage2.noise_level": [50, 250]}))
     sweep.run(plan, tmp_path, progress=False)
     before = {row["name"]: row["digest"] for row in records(tmp_path)}

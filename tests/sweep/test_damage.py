@@ -1,4 +1,5 @@
-"""Every damaged, missing or unknown file of a sweep is named, stops no report, and is made again."""
+"""Every damaged, missing or unknown file in a sweep is named and stops no report; damaged and missing files are made
+again."""
 
 import shutil
 
@@ -50,7 +51,7 @@ def done(plan, least, tmp_path_factory):
 
 @pytest.fixture
 def measured(done, tmp_path):
-    """Returns a copy of the finished sweep, with a metric."""
+    """Returns a copy of the finished sweep that includes a metric."""
     folder = tmp_path / "copy"
     shutil.copytree(done, folder)
     sweep.measure(folder, {"brightness": lambda pictures, rows: pictures.mean((1, 2, 3))})
@@ -79,7 +80,7 @@ def test_damaged_files_are_named_and_made_again(measured, done, plan, least, kin
         change(path, way)
         status = shell("status", measured, "--verify")
         assert status.exit_code == 0
-        if not (way == "missing" and kind in ("records", "metrics")):  # nothing is known of a file that is gone
+        if not (way == "missing" and kind in ("records", "metrics")):  # deleting these files leaves no trace
             assert name in status.output
         if kind == "pictures" and way != "one_byte":
             assert name in shell("status", measured).output

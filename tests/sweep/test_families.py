@@ -13,13 +13,13 @@ from support.sweeping import make_pictures, records, run_and_crash
 from sega_jax import load, sweep
 from sega_jax.cli.main import main
 
-MOMENTUM = {"momentum_scale": 1.0, "momentum_beta": 0.3}  # large, so that another picture's momentum would be noticed
+MOMENTUM = {"momentum_scale": 1.0, "momentum_beta": 0.3}  # large, so that mixing up pictures' momenta would be noticed
 HAT = {"hat": {"threshold": 0.5, "scale": 8, **MOMENTUM}}
 
 
 def plan_of(folder, rows=2, seeds=2, **axes):
-    """Plans pictures that share prefixes: for each combination of the other settings, the edit begins at call 2 and at
-    call 4 of 6."""
+    """Plans pictures that share prefixes: for each combination of the other settings, the edit begins at call 2 in one
+    picture and at call 4 in another (of 6 calls)."""
     ablation = sweep.Sweep(
         model={"source": str(folder)},
         call={"prompt": "a cat", "steps": 6},
@@ -33,13 +33,13 @@ def plan_of(folder, rows=2, seeds=2, **axes):
 
 
 def made_separately(pipe, point):
-    """Makes the picture of a point in a separate call."""
+    """Makes the picture for a point in a separate call."""
     call = {name: value for name, value in point.call.items() if value is not None}
     return pipe(**call, edits=list(point.edits.values()), output="uint8").images[0]
 
 
 def check(plan, folder, pipe):
-    """Runs a plan and compares its pictures with single calls."""
+    """Runs a plan and compares its pictures with pictures from single calls."""
     sweep.run(plan, folder, pipe)
     rows = records(folder)
     assert len({row["digest"] for row in rows}) == len(rows) == plan.counts.pictures
@@ -59,7 +59,7 @@ def repeated(picture):
 @pytest.mark.slow
 def test_sdxl(least_xl_folder, least_xl, tmp_path):
     """Each picture has its own size conditioning. The negative prompt is missing, which is not the same as an empty
-    one."""
+    negative prompt."""
     plan = plan_of(least_xl_folder, original_size=[[16, 16], [64, 32]])
     rows = check(plan, tmp_path / "sweep", least_xl)
     assert {row["original_size"] for row in rows} == {"16,16", "64,32"}
@@ -174,9 +174,9 @@ def family(name, request):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["least_xl", "first", "second", "paella"])
 def test_every_family_follows_its_plan(name, request, tmp_path):
-    """The sweep makes exactly the planned evaluations, and its pictures equal pictures from single calls.
+    """The sweep runs exactly the planned evaluations, and its pictures equal pictures from single calls.
 
-    If it crashes in the second of two batches and is resumed, the pictures are bit-identical.
+    If the sweep crashes in the second of two batches and is resumed, its pictures are still bit-identical.
     """
     folder, pipe, axes = family(name, request)
     plan = plan_of(folder, seeds=4, **axes)

@@ -1,4 +1,4 @@
-"""A disk that fills up loses nothing that was reported as written. The disk is a small tmpfs, which only root may
+"""When a disk fills up, nothing that was reported as written is lost. The disk is a small tmpfs, which only root may
 mount."""
 
 import re
@@ -23,7 +23,7 @@ def mount(*words):
 
 @pytest.fixture
 def disk(tmp_path):
-    """Returns a folder on a small disk, and a function that changes the number of KiB of the disk."""
+    """Returns a folder on a small disk, and a function that sets the disk's size in KiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     if not mount("-t", "tmpfs", "-o", "size=4k", "tmpfs", folder):

@@ -1,4 +1,5 @@
-"""Tests planning: points become pictures, pictures become batches, and batches share common prefixes."""
+"""Tests planning: points are turned into pictures, pictures are grouped into batches, and common prefixes are
+shared."""
 
 import dataclasses
 import json
@@ -255,16 +256,16 @@ def shared(described, /, **axes):
 
 def test_fewest_evaluations_with_sharing():
     eight = {"a.scale": [2, 4, 6, 8], "a.threshold": [0.8, 0.9]}
-    # Eight settings of one concept that is warm from call 10 on: the first 10 calls are made only once for all of them.
+    # Eight settings of one concept whose warm-up ends at call 10: the first 10 calls run only once for all settings.
     assert shared({"a": {"warmup": 10}}, **eight) == (8 * 150, 10 * 3 + 8 * 40 * 3)
     # The same holds for each seed.
     assert shared({"a": {"warmup": 10}}, seed=range(5), **eight) == (5 * 1200, 5 * 990)
     # Two concepts cool down at call 25.
     two = {"a": {"warmup": 10, "cooldown": 25}, "b": {"warmup": 10, "cooldown": 25}}
     assert shared(two, **eight) == (8 * 200, 10 * 4 + 8 * (15 * 4 + 25 * 2))
-    # The pictures depart at several calls: the trunk extends to the last departure.
+    # The pictures depart at different calls: the trunk extends to the last departure.
     assert shared({"a": {}}, **{"a.warmup": [5, 10, 20]}) == (450, 20 * 3 + (45 + 40 + 30) * 3)
-    # With different concepts, only the states are shared, but not the concepts' predictions.
+    # With different concepts, the states are shared, but the concepts' predictions are not.
     assert shared({"a": {}}, **{"a.concept": ["x", "y"]}) == (300, 10 * 4 + 2 * 40 * 3)
     # Without momentum, a concept's prediction is needed only from its warm-up on.
     assert shared({"a": {"momentum_scale": 0}}, **eight) == (1200, 10 * 2 + 8 * 40 * 3)
@@ -277,7 +278,7 @@ def test_fewest_evaluations_with_sharing():
 
 
 def test_shared_batches_reach_the_fewest_evaluations():
-    """A plan of eight settings for each of 16 seeds, with 50 calls, needs no padding."""
+    """A plan with eight settings for each of 16 seeds, and with 50 calls, needs no padding."""
     grid = {"seed": range(16), "a.scale": [2, 4, 6, 8], "a.threshold": [0.8, 0.9]}
 
     def counts(edits, share=True):

@@ -1,4 +1,4 @@
-"""Tests that sweeps with shared prefixes make the same pictures, with exactly the planned evaluations."""
+"""Tests that sharing prefixes does not change a sweep's pictures, and that exactly the planned evaluations run."""
 
 import threading
 import warnings
@@ -21,7 +21,7 @@ from sega_jax.sweep.running.prefixes import _SETTINGS, _Shared, _submit
 from sega_jax.sweep.running.run import _Run
 from sega_jax.systems import programs
 
-MOMENTUM = {"momentum_scale": 1.0, "momentum_beta": 0.3}  # large, so that another picture's momentum would be noticed
+MOMENTUM = {"momentum_scale": 1.0, "momentum_beta": 0.3}  # large, so that mixing up pictures' momenta would be noticed
 EDITS = {"hat": {"threshold": 0.5}, "bow": {"concept": "apple", "warmup": 3, "threshold": 0.3}}
 EDITS = {name: edit | MOMENTUM for name, edit in EDITS.items()}
 GRID = {"seed": range(3), "hat.warmup": [1, 4]}
@@ -81,8 +81,8 @@ def test_resuming_after_a_crash(least, least_folder, tmp_path):
 
 
 def test_finished_forks_survive_an_interruption(least, least_folder, tmp_path, monkeypatch):
-    """Ctrl-C in the middle of a batch keeps the pictures of all finished forks. The next run computes the trunks and
-    the other forks, writes no picture twice, and warns of nothing."""
+    """If Ctrl-C interrupts a batch, the pictures of all finished forks are kept. The next run computes the trunks and
+    the other forks, writes no picture twice, and gives no warnings."""
     plan, finish = planned(least_folder, True), _Shared._finish
     expected, _ = make_pictures(plan, least)
     forks = plan.schedules[0].forks
@@ -119,8 +119,8 @@ def test_finished_forks_survive_an_interruption(least, least_folder, tmp_path, m
 
 
 def test_forks_are_prepared_and_fetched_in_parallel(least, least_folder, monkeypatch):
-    """Each fork waits until the next fork has begun and the previous one is fetched. In a sequential run, this would
-    never happen."""
+    """Each fork waits until the next fork has begun and the previous one has been fetched. A sequential run would
+    time out."""
     plan = planned(least_folder, True)
     expected, _ = make_pictures(plan, least)
     begin, finish, place = (getattr(_Shared, name) for name in ("_begin", "_finish", "_place"))
@@ -222,8 +222,8 @@ def test_running_out_of_memory_at_a_departure(least, least_folder, tmp_path, mon
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["_begin", "_finish", "_place"])
 def test_interruption_and_lack_of_memory(least, least_folder, tmp_path, monkeypatch, where):
-    """An interrupted sweep is resumed, and runs out of memory in the same method. It continues with half of the rows
-    and makes the same pictures."""
+    """An interrupted sweep is resumed, and runs out of memory in the method where it was interrupted. It continues with
+    half as many rows and makes the same pictures."""
     plan = planned(least_folder, True)
     expected, _ = make_pictures(plan, least)
     real = getattr(_Shared, where)
@@ -254,8 +254,8 @@ def test_interruption_and_lack_of_memory(least, least_folder, tmp_path, monkeypa
 
 @pytest.mark.slow
 def test_nothing_compiles_after_the_first_batch(tmp_path, one_device, compilations, monkeypatch):
-    """Only the first batch of each program compiles, whatever the departures, cool-downs, steps and seeds, with a
-    safety checker, with padded forks, and with or without sharing."""
+    """Only the first batch of each program is compiled, regardless of departures, cool-downs, steps and seeds. Covers a
+    safety checker, padded forks, and runs with and without sharing."""
     text = tiny.TEXT | {"num_hidden_layers": 1}
     folder = tiny.checkpoint(tmp_path / "a", unet=tiny.UNET_0, vae=tiny.VAE_1, text=text, safety=tiny.SAFETY)
     ablation = sweep.Sweep(

@@ -50,7 +50,7 @@ def colour(settings):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Returns the folder of a sweep with one picture full of NaN and an unfinished last batch."""
+    """Returns the folder of a sweep with one all-NaN picture and an unfinished last batch."""
     where = tmp_path_factory.mktemp("sweep")
     grid = {"prompt": ["a cat", "a <script>"], "seed": SEEDS, "hat.scale": SCALES, "hat.warmup": WARMUPS}
     ablation = sweep.Sweep(call={"steps": 12, "guidance_scale": 3.0}, edits={"hat": {}}, grid=grid)
@@ -104,7 +104,7 @@ def test_sheets_place_pictures_by_their_axes(results):
     rows = results.where({"prompt": "a cat"})
     at = {(row["hat.scale"], row["seed"]): places(first, colour(row)) for row in rows if row["hat.warmup"] == 1}
     lefts, tops = sorted({place[0] for place in at.values()}), sorted({place[1] for place in at.values()})
-    # Numbers are sorted, whatever their order in the sweep.
+    # Numbers are sorted, regardless of their order in the sweep.
     assert {key: (lefts.index(p[0]), tops.index(p[1])) for key, p in at.items()} == {
         (scale, seed): (i, j) for i, scale in enumerate(sorted(SCALES)) for j, seed in enumerate(sorted(SEEDS))
     }
@@ -216,7 +216,7 @@ def test_clip_score(tmp_path, small_folder):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     text = CLIPTextConfig.from_dict(CLIP_TEXT | {"projection_dim": 10})
     weights = tiny.tensors(CLIPModel(text, CLIPVisionConfig.from_dict(CLIP_VISION)))
-    # Flip the sign, so that the cosines of these pictures and texts are positive.
+    # Flip the sign, so that the cosines between these pictures and texts are positive.
     weights["text_projection.weight"] *= -1
     save_file(weights | {"logit_scale": np.ones((), np.float32)}, tmp_path / "model.safetensors")
     images = np.random.default_rng(0).integers(0, 256, (8, 16, 24, 3), np.uint8)

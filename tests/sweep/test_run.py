@@ -1,4 +1,5 @@
-"""Tests running sweeps: after crashes, interruptions and lack of memory, every picture exists once and is unchanged."""
+"""Tests runs of sweeps: after crashes, interruptions and lack of memory, every picture exists exactly once and is
+unchanged."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -65,7 +66,7 @@ def test_records_have_all_settings(done, plan):
 
 
 def test_pictures_store_their_settings(done, plan, tmp_path):
-    """`info` prints a command that reproduces the picture, except for rounding in a different batch."""
+    """`info` prints a command that reproduces the picture, except for rounding differences due to a different batch."""
     row = next(row for row in records(done) if row["point"] == 3)
     known = png.settings(done / row["file"])
     assert [Edit(**edit) for edit in known["edits"]] == list(plan.point(3).edits.values())
@@ -152,7 +153,7 @@ def test_lack_of_memory_halves_the_rows(done, plan, least, tmp_path, monkeypatch
         tried_rows.append(batch.rows)
         if batch.rows > 1:
             raise MemoryError("too little")
-        # Use the program of the undisturbed run, so that the bits are the same.
+        # Use the program of the undisturbed run, so that the pictures are bit-identical.
         return make(run, batch.select([0, 0]), *args)
 
     with monkeypatch.context() as patched:

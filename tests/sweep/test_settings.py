@@ -1,5 +1,5 @@
-"""Tests settings of sweeps other than numbers and text: input pictures, LoRAs, textual inversions, text options and
-tiled decoding. Every picture equals the picture from a single call."""
+"""Tests sweep settings other than numbers and text: input pictures, LoRAs, textual inversions, text options and tiled
+decoding. Every picture equals the picture from a single call."""
 
 import re
 import shlex
@@ -67,7 +67,7 @@ def planned(folder, files, rows=2, share=True, call=None, grid=None, **blocks):
 
 
 def made_separately(pipe, point):
-    """Makes the picture of a point in a separate call."""
+    """Makes the picture for a point in a separate call."""
     copy, kinds = Pipeline(**pipe.components), adapter_kinds()
     given = {name: kinds[name].given(pairs) for name, pairs in point.adapters}
     added = with_adapters(pipe.models, pipe.tokenizer, given.get("lora"), given.get("textual_inversion"))
@@ -77,7 +77,7 @@ def made_separately(pipe, point):
 
 
 def check(plan, out, pipe, different=4):
-    """Runs a plan and compares its pictures with single calls."""
+    """Runs a plan and compares its pictures with pictures from single calls."""
     sweep.run(plan, out / "whole", pipe, progress=False)
     rows = records(out / "whole")
     assert len({row["digest"] for row in rows}) == different
@@ -276,7 +276,7 @@ def test_names_do_not_depend_on_the_paths_of_files(folder, files, tmp_path):
 
 @pytest.mark.slow
 def test_changing_adapters_takes_the_planned_evaluations(folder, pipe, files, tmp_path):
-    """This also applies to programs for cool-downs, which are prepared again after each change of adapters."""
+    """Covers programs for cool-downs, which are prepared again after each change of adapters."""
     plan = planned(folder, files, grid={"lora": ["a.safetensors", "b.safetensors"], "hat.cooldown": [5]})
     sweeping = running._Run(plan, sweep.Folder(tmp_path), Pipeline(**pipe.components))
     sweeping.folder.begin(plan)

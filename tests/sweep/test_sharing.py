@@ -1,5 +1,5 @@
-"""Tests shared prefixes with the guidance itself. Pictures that start from a shared trunk, with only the needed
-predictions, equal separately made pictures bit for bit."""
+"""Tests shared prefixes with the guidance function alone. Pictures that start from a shared trunk and use only the
+needed predictions are bit-identical to pictures that are made separately."""
 
 from functools import cache, partial
 
@@ -22,7 +22,8 @@ FACTS = Facts({}, "stable_diffusion", {"_class_name": "DDIMScheduler", **tiny.SD
 
 
 def points(semantics):
-    """Returns points of one trunk whose edits act early, late, for a while, without momentum, or not at all."""
+    """Returns points that share a trunk and whose edits act early, late, for a while, without momentum, or not at
+    all."""
     sweep = Sweep(
         call={"prompt": "a cat", "semantics": semantics, "steps": CALLS, "guidance_scale": SCALE},
         edits={"a": {}, "b": {"cooldown": 9}},
@@ -177,7 +178,7 @@ def later(point, calls):
 
 
 def moved(first, last):
-    """Returns `sharing.predicted` with shifted first and last calls."""
+    """Returns a version of `sharing.predicted` that shifts the first and last calls."""
 
     def predicted(edit, calls):
         span = sharing.predicted(edit, calls)

@@ -1,5 +1,5 @@
-"""Tests a sweep's files, in local folders and at remote addresses: each is either complete or absent, and created only
-once."""
+"""Tests a sweep's files, in local folders and at remote addresses: each file is either complete or absent, and is
+created only once."""
 
 import json
 import os

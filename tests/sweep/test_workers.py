@@ -148,7 +148,7 @@ def test_a_second_run_of_the_same_share_is_announced(where):
 
 
 def test_containers_with_the_same_name_are_different_hosts(monkeypatch):
-    """A container does not see the processes of another one, so it must not take them for ended."""
+    """A container cannot see another container's processes, so it must not assume that they have ended."""
     monkeypatch.setattr(socket, "gethostname", lambda: "job.local")
     names = set()
     for namespace in ("pid:[1]", "pid:[2]"):

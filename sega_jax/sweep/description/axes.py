@@ -1,4 +1,4 @@
-"""Axes: the values of a setting that varies from point to point. Ranges and draws are computed when they are
+"""An axis holds the values of a setting that varies from point to point. Ranges and draws are computed when they are
 accessed."""
 
 import dataclasses
@@ -20,7 +20,7 @@ _MOST = 2**31
 
 @dataclasses.dataclass(frozen=True)
 class Progression(Sequence):
-    """The numbers start, start + step, ..., rounded to 12 digits so that 0.1, 0.2 is followed by 0.3.
+    """The sequence start, start + step, ..., rounded to 12 digits so that 0.1 and 0.2 are followed by 0.3.
 
     Slices are not supported.
     """
@@ -45,7 +45,7 @@ class Uniform(NamedTuple):
     high: float
 
     def at(self, fraction: float) -> float:
-        """Returns the value at a fraction in [0, 1) of the interval."""
+        """Returns the value at the given fraction of the interval, in [0, 1)."""
         if isinstance(self.low, int) and isinstance(self.high, int):
             return self.low + int(fraction * (self.high - self.low + 1))
         return self.low + fraction * (self.high - self.low)

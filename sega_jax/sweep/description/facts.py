@@ -34,10 +34,10 @@ class Facts:
         model: arguments of `sega_jax.load`, including the folder's absolute path or the commit on the hub.
         system: the name of the family.
         scheduler: the scheduler's config; None for a family that has its own schedule.
-        sizes: the sizes of pictures that the model can make.
+        sizes: the picture sizes that the model supports.
         negative: the text that is equivalent to a missing negative prompt; None if there is no such text.
-        stage: the name of a cascade's stage; None for a single model.
-        earlier: the facts of the previous stage, whose pictures this stage enlarges; None for the first stage.
+        stage: the stage's name in its cascade; None for a single model.
+        earlier: the facts about the previous stage, whose pictures this stage enlarges; None for the first stage.
 
     Example:
         >>> from sega_jax import sweep
@@ -56,12 +56,13 @@ class Facts:
 
     @classmethod
     def of(cls, sweep: Sweep) -> "Facts":
-        """Returns the facts of a sweep's model; for a cascade, the facts of its last stage.
+        """Returns the facts about a sweep's model; for a cascade, the facts about its last stage.
 
         Downloads missing files if the model is on the hub.
 
         Raises:
-            FileNotFoundError, CheckpointError: as for `sega_jax.load`; or the cascade has no such stage.
+            FileNotFoundError, CheckpointError: as for `sega_jax.load`; or the cascade lacks a stage that the sweep
+                names.
             ValueError: a setting belongs to a stage that the sweep does not have.
         """
         names = stages.later_stages()
@@ -104,12 +105,12 @@ class Facts:
 
     @property
     def chain(self) -> "list[Facts]":
-        """The facts of all stages up to this one, starting with the first stage."""
+        """The facts about all stages up to this one, starting with the first stage."""
         return [*(self.earlier.chain if self.earlier is not None else []), self]
 
     @property
     def first(self) -> "Facts":
-        """The facts of the first stage."""
+        """The facts about the first stage."""
         return self.chain[0]
 
     @property
@@ -135,7 +136,7 @@ class Facts:
         """
         if self._config is None:
             if name is not None:
-                raise ValueError(f"scheduler={name!r}: {self.family.title} has its own schedule; leave it out")
+                raise ValueError(f"scheduler={name!r}: {self.family.title} has its own schedule; leave scheduler out")
             return None
         return _scheduler(self._config, name)
 
@@ -284,7 +285,7 @@ def _call(call: Any, settings: tuple[tuple[str, Any], ...]) -> Any:
 
 @lru_cache
 def pictures_of(call: Any) -> tuple[str, ...]:
-    """Returns the names of a family's call arguments that are pictures."""
+    """Returns the names of the arguments of a family's calls that are pictures."""
     return tuple(name for name, one in call_settings(call).items() if isinstance(one.kind, Pictures))
 
 

@@ -80,7 +80,7 @@ def check_known(key: str, edits: Mapping[str, Any], where: str) -> None:
 
 
 def kind_of(key: str) -> Kind | None:
-    """Returns the kind of value of a call setting or an adapter setting; None for any other setting."""
+    """Returns the kind of value that a call setting or an adapter setting has; None for any other setting."""
     stage, name = stages.split(key)
     if name in ADAPTERS:
         return adapter_kinds()[name]
@@ -91,7 +91,7 @@ def kind_of(key: str) -> Kind | None:
 def check_setting(key: str, value: Any, edits: Mapping[str, Any], where: str, folder: Path = Path()) -> Any:
     """Checks a setting's value and returns it in the form that the library uses.
 
-    The value of a call's setting must be valid for at least one family.
+    The value of a call setting must be valid for at least one family.
 
     Args:
         folder: the folder that relative paths start from.

@@ -1,4 +1,4 @@
-"""Points: the complete settings of one picture of a sweep, and its name, which is a hash of the settings."""
+"""A point holds the complete settings of one picture in a sweep. The picture's name is a hash of these settings."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ _EDIT = Edit("")
 class Point(NamedTuple):
     """The complete settings of one picture."""
 
-    settings: tuple[tuple[str, Any], ...]  # (name, value) of all arguments of the call that a sweep may vary
+    settings: tuple[tuple[str, Any], ...]  # (name, value) of each call argument that a sweep may vary
     shared: tuple[tuple[str, Any], ...]  # the arguments that all pictures of a batch share, and arguments that are None
     outline: tuple[tuple[str, Any], ...]  # `shared`, with True in place of each picture; determines the schedule
     plain: tuple[tuple[str, Any], ...]  # the arguments that affect a picture even without edits
@@ -137,7 +137,7 @@ def _edits(settings: Mapping[str, Any], sweep: Sweep, momentum: Mapping[str, Any
 
 
 def _size(picture: str, sweep: Sweep) -> tuple[int, int]:
-    """Returns the height and width in pixels of a picture from a file or from the previous stage."""
+    """Returns the height and width, in pixels, of a picture from a file or from the previous stage."""
     earlier = stages.earlier(picture)
     if earlier is not None:
         return earlier.size
@@ -146,8 +146,8 @@ def _size(picture: str, sweep: Sweep) -> tuple[int, int]:
 
 
 def name(point: Point, facts: Facts) -> str:
-    """Returns a picture's name, 20 hexadecimal digits. It is a hash of everything that determines the picture except
-    its batch. Files are identified by their contents, not their paths.
+    """Returns a picture's name, 20 hexadecimal digits. The name is a hash of everything that determines the picture,
+    except its batch. Files are identified by their contents, not their paths.
     """
     scheduler = facts.scheduler_of(point.scheduler)
     contents, pictures = dict(point.files), pictures_of(facts.declaration)

@@ -1,4 +1,4 @@
-"""Cascades in sweeps: which stage a setting belongs to, and which of a point's settings each stage gets.
+"""Determines which stage of a cascade a setting belongs to, and which of a point's settings each stage receives.
 
 Settings of the first stage have no prefix. Settings of a later stage start with its name, such as `stage2.steps`. All
 stages share the prompts, the seed, and the settings that control how edits act together.
@@ -29,7 +29,8 @@ def later_stages() -> dict[str, list[System]]:
 
 
 def split(key: str) -> tuple[str, str]:
-    """Splits a setting's key into the name of its later stage, or "", and the setting's name within the stage."""
+    """Splits a setting's key into the name of its later stage ("" if it has none) and the setting's name within the
+    stage."""
     stage, dot, name = key.partition(".")
     return (stage, name) if dot and stage in later_stages() else ("", key)
 
@@ -52,7 +53,7 @@ def of_stage(settings: Mapping[str, Any], stage: str) -> dict[str, Any]:
 
 
 class Earlier(NamedTuple):
-    """A picture that the previous stage makes. Its string form can be used in place of a file's path."""
+    """A picture that the previous stage makes. Its string form can be used in place of a file path."""
 
     name: str  # the picture's name in the sweep
     size: tuple[int, int]  # height and width in pixels
@@ -62,6 +63,6 @@ class Earlier(NamedTuple):
 
 
 def earlier(picture: Any) -> Earlier | None:
-    """Parses the string form of a picture of the previous stage. Returns None for paths and other values."""
+    """Parses the string form of a picture from the previous stage. Returns None for paths and other values."""
     match = _EARLIER.fullmatch(picture) if isinstance(picture, str) else None
     return None if match is None else Earlier(match[1], (int(match[2]), int(match[3])))

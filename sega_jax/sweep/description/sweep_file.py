@@ -71,15 +71,15 @@ class Sweep:
 
     An axis is the list of values of one setting. It may also be written as {"from", "count", "step"} for equally
     spaced numbers, {"file"} for the lines of a text file, {"glob"} for the files that match a pattern, or, in a sample,
-    {"low", "high"} for a range. Relative paths start from `folder`, which is the file's folder for a TOML file.
+    {"low", "high"} for a range. Relative paths start from `folder`; for a TOML file, this is the file's folder.
 
     The points are all combinations of the axes in `grid`, the blocks of `zip` and the draws of `sample`. The last axis
     varies fastest.
 
     Attributes:
         model: arguments of `sega_jax.load`: source, revision, dtype, variant, safety_checker and attention; if empty,
-            the demo model. For a cascade, they describe the first stage. The checkpoint of a later stage is given under
-            the stage's name, such as stage2.
+            the demo model is used. For a cascade, they describe the first stage. The checkpoint of a later stage is
+            given under the stage's name, such as stage2.
         call: settings that all points share.
         edits: {name: settings of `Edit`}; `concept` defaults to the edit's name.
         grid: {setting: axis}; every combination of the axes' values is a point.
@@ -214,7 +214,7 @@ class Sweep:
 
     @property
     def _zipped(self) -> Sequence[Mapping[str, Any]]:
-        """The blocks of `zip`, which is a tuple after the checks."""
+        """The blocks of `zip`, which the checks have turned into a tuple."""
         assert not isinstance(self.zip, Mapping)
         return self.zip
 
@@ -328,7 +328,8 @@ def _edit(name: str, value: Any) -> dict[str, Any]:
 
 
 def _flat(table: Mapping[str, Any], edits: Mapping[str, Any]) -> dict[str, Any]:
-    """Flattens the tables that TOML makes from `glasses.scale` into keys with a dot, for edits and stages."""
+    """Flattens the nested tables that TOML makes from keys such as `glasses.scale` into dotted keys, for edits and
+    stages."""
     flat: dict[str, Any] = {}
     known = fields.names()
     for key, value in table.items():

@@ -1,1 +1,1 @@
-"""The plan of a sweep, made before anything runs: its batches, shared prefixes and memory."""
+"""Plans a sweep before anything runs: its batches, shared prefixes and memory."""

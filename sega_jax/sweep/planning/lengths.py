@@ -1,4 +1,4 @@
-"""The padded lengths of prompts, for models whose pictures depend on the longest prompt of their batch."""
+"""The padded lengths of prompts, for models whose pictures depend on the longest prompt in their batch."""
 
 from typing import Any
 

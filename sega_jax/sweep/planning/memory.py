@@ -21,9 +21,9 @@ from sega_jax.systems.base import Encode
 # The maximum number of rows per device. More rows are not faster, and a crash would lose more work. `DEFAULT` applies
 # if the device does not report its memory.
 MOST, DEFAULT = 64, 8
-# The fraction of memory left for fragmentation and libraries.
+# The fraction of memory that is left free for fragmentation and libraries.
 _SPARE = 0.1
-# A plan is accepted if its evaluations exceed the minimum over the tried numbers of rows by at most this fraction.
+# A plan is accepted if its evaluations exceed the minimum among the tried plans by at most this fraction.
 _WORTH = 0.03
 # The number of rows in the analysed program. With two rows, only half of the memory that does not depend on the rows is
 # counted per row.
@@ -34,8 +34,8 @@ class Memory(NamedTuple):
     """The memory that a plan needs on each device, in bytes.
 
     Attributes:
-        weights: the memory of the weights.
-        row: the maximum memory that a row takes.
+        weights: the memory that the weights take.
+        row: the maximum memory that each row takes.
         there: the device's memory; None if the device does not report it.
         rows: the number of rows that fit.
 
@@ -61,11 +61,11 @@ def needed(plan: Plan) -> Memory:
     """Estimates the memory of a plan's largest program by compiling it for a few rows, without loading or running it.
 
     Args:
-        plan: the plan; for a cascade, the plan of one stage.
+        plan: the plan; for a cascade, the plan for one stage.
 
     Raises:
         FileNotFoundError, CheckpointError: as for `sega_jax.load`.
-        TypeError, ValueError: the checkpoint refuses a call of the plan.
+        TypeError, ValueError: a planned call is not valid for the checkpoint.
 
     Example:
         >>> from sega_jax import sweep
@@ -150,12 +150,12 @@ def fitted(sweep: Sweep, facts: Facts, *, share: bool = True) -> Plan:
 
     Args:
         sweep: the sweep.
-        facts: the facts of its model.
+        facts: the facts about its model.
         share: as for `plan`.
 
     Returns:
-        The plan. Of the numbers of rows that it tries, it uses the largest whose evaluations exceed the minimum by at
-        most 3 %.
+        The plan. Among the numbers of rows tried, it has the largest number for which the evaluations exceed the
+        minimum by at most 3 %.
 
     Raises:
         FileNotFoundError, CheckpointError, TypeError, ValueError: as for `plan`.

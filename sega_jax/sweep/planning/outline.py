@@ -75,7 +75,7 @@ def check(plan: Plan) -> None:
         plan: the plan.
 
     Raises:
-        FileNotFoundError, CheckpointError, TypeError, ValueError: the checkpoint would refuse a call.
+        FileNotFoundError, CheckpointError, TypeError, ValueError: a call is not valid for the checkpoint.
 
     Example:
         >>> from sega_jax import sweep

@@ -43,8 +43,8 @@ class Batch(NamedTuple):
     """Pictures that are made and recorded together.
 
     A program predicts all its rows at the same time, and each row is one picture. A batch without shared prefixes has
-    at most as many pictures as its program has rows; copies of the last picture pad it. A batch with shared prefixes
-    may have up to 16 times as many pictures, which are made in the order of a `Schedule`.
+    at most as many pictures as its program has rows; any remaining rows are filled with copies of the last picture. A
+    batch with shared prefixes may have up to 16 times as many pictures, which are made in the order of a `Schedule`.
     """
 
     program: Program
@@ -55,18 +55,17 @@ class Batch(NamedTuple):
     names: tuple[str, ...]  # the names of the pictures
     shares: bool = False  # whether the pictures share prefixes
     adapters: tuple[tuple[str, Pairs], ...] = ()  # the LoRAs and textual inversions that all its pictures share
-    text_adapters: tuple[tuple[str, Pairs], ...] = ()  # the first stage's LoRAs that change the batch's texts
+    text_adapters: tuple[tuple[str, Pairs], ...] = ()  # the LoRAs of the first stage that change the batch's texts
 
     @property
     def compiled(self) -> Any:
-        """A key for the batch's compiled programs. Batches with shared prefixes use different programs than other
-        batches."""
+        """A key for the batch's compiled programs. Batches with and without shared prefixes use different programs."""
         return self.program, self.shares
 
 
 class Counts(NamedTuple):
-    """The size of a plan. An evaluation runs the UNet on one row. Each call of a picture with n concepts needs 2 + n
-    evaluations.
+    """The size of a plan. An evaluation runs the UNet on one row. A model call for a picture with n concepts needs
+    2 + n evaluations.
     """
 
     points: int
@@ -79,7 +78,7 @@ class Counts(NamedTuple):
 
     @property
     def compared(self) -> str:
-        """A phrase that compares the planned evaluations with making each picture separately."""
+        """A phrase that compares the planned evaluations with those needed to make each picture separately."""
         saved = 1 - self.evaluations / self.alone
         if saved == 0:
             return "as many UNet evaluations as making each picture separately"
@@ -92,13 +91,13 @@ class Counts(NamedTuple):
 class Plan:
     """The pictures of a sweep, grouped into batches.
 
-    On one machine, running a plan gives the same pictures bit for bit, even if the run is interrupted and resumed.
-    `plan` makes a plan, and `run` runs it.
+    On one machine, a plan always gives bit-identical pictures, even if its run is interrupted and resumed. `plan` makes
+    a plan, and `run` runs it.
 
     Attributes:
         sweep: the sweep.
-        facts: the facts of its model; for a cascade, the facts of the stage that this plan is for.
-        rows: the maximum number of rows in a batch, that is, of pictures that the model predicts at the same time.
+        facts: the facts about its model; for a cascade, the facts about the stage that this plan is for.
+        rows: the maximum number of rows in a batch (the pictures that the model predicts at the same time).
         batches: the batches, in the order in which they run.
         earlier: in a cascade, the plan of the previous stage.
         made_larger: whether a later stage enlarges these pictures.
@@ -133,7 +132,7 @@ class Plan:
         return point(self.sweep[i], self.sweep, self.facts)
 
     def evaluations(self, number: int) -> int:
-        """Returns the evaluations of a batch, including padding."""
+        """Returns the number of evaluations for a batch, including padding."""
         batch = self.batches[number]
         if batch.shares:
             return self.schedules[number].evaluations(batch.program.concepts)
@@ -150,11 +149,12 @@ class Plan:
 
     @cached_property
     def depth(self) -> int:
-        """The number of calls of the longest trunk, at least 1."""
+        """The number of calls in the longest trunk, at least 1."""
         return max((one.departures[-1] for one in self.schedules.values()), default=1) or 1
 
     def concepts(self, program: Program) -> frozenset[int]:
-        """Returns the distinct numbers of concepts that the forks of the program's batches predict at a call."""
+        """Returns the distinct numbers of concepts that are predicted per call in the forks of the program's
+        batches."""
         schedules = (self.schedules[i] for i in self.schedules if self.batches[i].program == program)
         return frozenset(count for one in schedules for fork in one.forks for count in fork.concepts)
 
@@ -213,7 +213,7 @@ class Plan:
         """Reads a plan that `to_json` wrote.
 
         Raises:
-            ValueError: the text is not a plan, was changed, or its format is from a different version.
+            ValueError: the text is not a plan, has been changed, or has the format of a different version.
         """
         damaged = "this is not a readable plan ({}); restore it from a copy, or delete it and run the same sweep again"
         try:
@@ -245,19 +245,19 @@ def _digest(entries: dict[str, Any]) -> str:
 def plan(sweep: Sweep, facts: Facts, rows: int = 8, *, share: bool = True, earlier: Plan | None = None) -> Plan:
     """Groups the points of a sweep into batches.
 
-    All pictures of a batch have the same adapters, size, number of concepts, semantics, support, scheduler and steps.
+    All pictures in a batch have the same adapters, size, number of concepts, semantics, support, scheduler and steps.
     Batches with the same adapters are consecutive, so that each adapter is merged once. Among batches with the same
-    adapters, batches of the same program are consecutive. Points keep their order. A program gets fewer rows if this
+    adapters, batches for the same program are consecutive. Points keep their order. A program gets fewer rows if this
     saves evaluations by reducing the padding.
 
     Args:
         sweep: the sweep.
-        facts: the facts of the sweep's model.
-        rows: the maximum number of rows in a batch, that is, of pictures that the model predicts at the same time. It
-            is at least 1, and ideally a multiple of the number of devices.
+        facts: the facts about the sweep's model.
+        rows: the maximum number of rows in a batch (the pictures that the model predicts at the same time). It is at
+            least 1, and ideally a multiple of the number of devices.
         share: whether to compute the common prefix of pictures only once where this saves evaluations. Pictures have a
-            common prefix only if they have the same prompts, seed and numeric arguments. Sharing may change the
-            rounding of a picture.
+            common prefix only if they have the same prompts, seed and numeric arguments. Sharing may change how a
+            picture's values are rounded.
         earlier: in a cascade, the plan of the previous stage. With None, the previous stage is planned with the same
             number of rows.
 
@@ -321,7 +321,7 @@ def _row_counts(rows: int, groups: list[Any]) -> set[int]:
 
 
 def _batches(program: Program, groups: list[Any], share: bool) -> tuple[list[Batch], int]:
-    """Splits groups of points into batches of one program, and returns the batches and their number of evaluations."""
+    """Splits groups of points into batches for one program, and returns the batches and their total evaluations."""
     batches, total = [], 0
     for (scheduler, settings, calls, _), members in groups:
         parts, shares = _cut(members, program.rows), False

@@ -1,20 +1,20 @@
-"""Finds the exact common prefixes of a sweep's pictures, and counts the minimum number of UNet evaluations.
+"""Finds the exact common prefixes of a sweep's pictures, and computes the minimum number of UNet evaluations.
 
-An evaluation runs the UNet on one row. A call of a picture with n concepts needs 2 + n evaluations. Let concept k have
-scale s_k, weight w_k, warm-up a_k, cool-down b_k and momentum scale m_k. The following holds for
+An evaluation runs the UNet on one row. A model call for a picture with n concepts needs 2 + n evaluations. Let concept
+k have scale s_k, weight w_k, warm-up a_k, cool-down b_k and momentum scale m_k. The following holds for
 `sega_jax.method.guidance.sega` in both semantics.
 
 A concept with s_k = 0 or w_k = 0 is idle: its term and its momentum are 0 at every call, so its prediction is never
 needed.
 
-Until the first non-idle concept has warmed up, nothing is added to classifier-free guidance. The call at which its
+Until the first non-idle concept has warmed up, nothing is added to classifier-free guidance. The call at which this
 warm-up ends is the picture's *departure*. Up to this call, the states x_t are equal for all pictures with the same
-prompts, seed, guidance scale, eta, size, scheduler and steps, whatever their edits. One *trunk* computes x_t and the
-predictions u and p for all of them. A concept's prediction e_k at x_t depends only on the concept's text, so the trunk
-computes it once for all pictures with the same text. Each picture has its own momentum, which accumulates
+prompts, seed, guidance scale, eta, size, scheduler and steps, regardless of their edits. One *trunk* computes x_t and
+the predictions u and p for all of them. A concept's prediction e_k at x_t depends only on the concept's text, so the
+trunk computes it once for all pictures with the same text. Each picture has its own momentum, which accumulates
 s_k (e_k - u), thresholded and weighted, starting at the first call. When the picture departs, its momentum is computed
 from the shared predictions with the picture's settings. This needs no evaluation. The remaining calls of pictures that
-depart together are a *fork*.
+depart together form a *fork*.
 
 From call b_k on, e_k is multiplied by a weight of 0, and the decay of the momentum needs no prediction. Before call
 a_k, e_k acts only through the momentum, and not at all if m_k = 0. So the prediction of concept k is needed in the
@@ -53,8 +53,8 @@ def predicted(edit: Edit, calls: int) -> tuple[int, int]:
 
 
 def evaluations(points: Iterable[tuple[Point, int]]) -> int:
-    """Counts the minimum number of evaluations for the points: each trunk once, and each concept only where it is
-    needed.
+    """Returns the minimum number of evaluations for the points: each trunk is counted once, and each concept only where
+    it is needed.
 
     Args:
         points: the points, each with its number of model calls.
@@ -92,7 +92,7 @@ def _covered(spans: Iterable[tuple[int, int]]) -> int:
 
 
 class Fork(NamedTuple):
-    """Pictures that depart at the same call, and are finished as rows of one batch."""
+    """Pictures that depart at the same call and are finished as rows of one batch."""
 
     start: int  # the call of the departure
     members: tuple[int, ...]  # the indices of the points
@@ -115,7 +115,7 @@ class Schedule(NamedTuple):
 
 
 def trunk_concepts(point: Point) -> tuple[str, ...]:
-    """Returns the concepts that a trunk predicts for a picture, sorted, so that equal sets compare equal."""
+    """Returns a sorted tuple of the concepts that a trunk predicts for a picture, so that equal sets compare equal."""
     return tuple(sorted(edit.concept for edit in point.edits.values()))
 
 
@@ -128,10 +128,10 @@ def clusters(points: Iterable[Point]) -> list[list[int]]:
 
 
 def parts(points: Sequence[Point], rows: int) -> list[list[int]]:
-    """Splits points, given by their indices, into batches of at most `rows` trunks.
+    """Splits points into batches of at most `rows` trunks, and returns the points' indices.
 
-    A batch has at most 16 pictures per row, which limits the work that a crash loses. Splitting a resulting batch again
-    leaves it unchanged.
+    A batch has at most 16 pictures per row, to limit the work that is lost in a crash. Splitting a resulting batch
+    again leaves it unchanged.
     """
     batches: list[list[int]] = [[]]
     trunks = 0

@@ -95,7 +95,7 @@ def judge(word: str) -> Metric:
         word: one of `sega_jax.demo.attributes.WORDS`, such as "glasses".
 
     Returns:
-        The metric. It accepts pictures of 128x128 pixels, and raises ValueError for other sizes.
+        A metric that accepts pictures of 128x128 pixels and raises ValueError for other sizes.
 
     Raises:
         ValueError: the judge does not know the word.
@@ -173,7 +173,7 @@ def clip_score(folder: str | Path, text: str | None = None) -> Metric:
     Args:
         folder: a local folder with a CLIP model in transformers' layout, such as a copy of
             openai/clip-vit-base-patch32.
-        text: the text to compare with; None compares each picture with its prompt.
+        text: the text to compare with; if None, each picture is compared with its prompt.
 
     Raises:
         CheckpointError: a file of the model is missing or broken.

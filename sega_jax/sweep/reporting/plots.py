@@ -27,17 +27,17 @@ _COLOURS = (
 def plot(
     results: Results, y: str, x: str, by: str | None = None, fixed: Mapping[str, Any] | None = None, axes: Any = None
 ) -> Any:
-    """Plots the mean of a column over an axis, with 95 % intervals.
+    """Plots the mean of a column for each value of an axis, with 95 % confidence intervals.
 
-    The interval is 1.96 standard errors over all pictures with a value, assuming that the pictures are independent.
+    Each interval extends 1.96 standard errors to each side of the mean. This assumes that the pictures are independent.
 
     Args:
         results: the sweep's results.
         y: a column of numbers, such as a metric's name or "seconds".
         x: an axis, or another column.
-        by: an axis; the plot has one line for each of its values. None draws a single line.
+        by: an axis; the plot has one line for each of its values. If None, it has a single line.
         fixed: {column: value}; the plot includes only pictures with these values.
-        axes: the matplotlib axes to draw on; None makes a new figure.
+        axes: the matplotlib axes to draw on; if None, a new figure is made.
 
     Returns:
         The matplotlib figure.

@@ -1,4 +1,4 @@
-"""Makes a sweep's report: one HTML file that contains all pictures and curves, and opens without a server."""
+"""Makes a sweep's report: one HTML file that contains all pictures and curves, and can be opened without a server."""
 
 import base64
 import io
@@ -90,7 +90,7 @@ def _about(results: Results) -> str:
 
 
 def _values(values: list[Any]) -> str:
-    """Lists an axis's values. If there are more than 12, it lists the first five, the last one and the total."""
+    """Lists an axis's values. If there are more than 12, it lists the first five, the last one and the total number."""
     shown = [show(value) for value in values]
     return ", ".join(shown) if len(shown) <= 12 else f"{', '.join(shown[:5])}, … {shown[-1]} ({len(shown)})"
 

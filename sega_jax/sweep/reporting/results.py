@@ -33,7 +33,7 @@ class Results:
             `sega_jax.sweep.running.records.columns`), the measured metrics, and the axes, whose values are written as
             in the sweep. Points that describe the same picture each have a row.
         axes: the settings that vary, {setting: values in the sweep's order}.
-        problems: a sentence about each damaged or missing file that was left out so far.
+        problems: a sentence about each damaged or missing file that has been left out so far.
 
     Example:
         >>> from sega_jax import sweep
@@ -174,7 +174,7 @@ def show(value: Any) -> str:
     """Formats a setting's value for display.
 
     Args:
-        value: a number, text, None, or a list or tuple of these.
+        value: a number, a string, None, or a list or tuple of these.
 
     Example:
         >>> from sega_jax import sweep

@@ -1,4 +1,4 @@
-"""Makes contact sheets: pictures arranged over two axes, labelled at the edges with the axes' names and values."""
+"""Makes contact sheets: pictures arranged along two axes, labelled at the edges with the axes' names and values."""
 
 import itertools
 import math
@@ -25,12 +25,12 @@ class Page(NamedTuple):
 def sheets(
     results: Results, across: str | None, down: str | None, fixed: Mapping[str, Any] | None = None, *, side: int = 160
 ) -> list[Page]:
-    """Arranges pictures over two axes, with one page for each combination of the other axes' values.
+    """Arranges pictures along two axes, with one page for each combination of the other axes' values.
 
     Args:
         results: the sweep's results.
-        across: the horizontal axis, such as "glasses.scale"; None makes a single column.
-        down: the vertical axis; None makes a single row.
+        across: the horizontal axis, such as "glasses.scale"; if None, there is a single column.
+        down: the vertical axis; if None, there is a single row.
         fixed: {column: value}; the pages include only pictures with these values.
         side: the shorter side of a picture on the page, in pixels.
 
@@ -123,7 +123,8 @@ def _picture(results: Results, row: Row | None, size: tuple[int, int]) -> Image.
 
 
 def _text(text: str, font: Any, width: int = 10**6, align: float = 0, colour: str = "black") -> Image.Image:
-    """Draws text, wrapped at about `width` pixels, on an image that fits it. `align` is 0 for left and 1 for right."""
+    """Draws text, wrapped at about `width` pixels, on an image of matching size. `align` is 0 for left and 1 for
+    right."""
     lines = textwrap.wrap(text, max(int(width / font.getlength("n")), 6)) or [""]
     height, lengths = sum(font.getmetrics()) + 2, [math.ceil(font.getlength(line)) for line in lines]
     image = Image.new("RGB", (max(lengths), height * len(lines)), "white")
