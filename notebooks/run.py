@@ -4,10 +4,10 @@
     python notebooks/run.py sweeps quickstart      # these guides
 
 Each guide runs in a fresh kernel, in an empty folder, on the CPU. Guides that use the demo model keep their outputs, so
-that readers see the pictures on GitHub. `WITHOUT_OUTPUTS` names the guides that need a published checkpoint: they are
-cleaned but not run. Progress bars and execution times are never kept.
+that readers can see the pictures on GitHub. `WITHOUT_OUTPUTS` names the guides that need a published checkpoint: they
+are cleaned but not run. Progress bars and execution times are never kept.
 
-The command ends with exit status 1 if a guide fails, warns, or breaks a rule that `problems` checks. It needs
+The command exits with status 1 if a guide fails, warns, or breaks a rule that `problems` checks. It needs
 `pip install ".[test]"`. `tests/test_notebooks.py` runs every guide and checks the same rules.
 """
 
@@ -24,7 +24,8 @@ from nbclient import NotebookClient
 from PIL import Image
 
 FOLDER = Path(__file__).resolve().parent
-# These guides load published checkpoints, which are too large to run here. The tests run them on tiny random ones.
+# These guides load published checkpoints, which are too large to run here. The tests run the guides on tiny random
+# checkpoints.
 WITHOUT_OUTPUTS = ("quickstart", "stable_diffusion_xl", "deepfloyd_and_paella")
 MOST_BYTES = 1_500_000  # of a guide's file
 MOST_PICTURE_BYTES = 150_000
@@ -45,7 +46,7 @@ def execute(notebook: nbformat.NotebookNode, folder: str | Path, timeout: int = 
 def warnings(notebook: nbformat.NotebookNode) -> list[str]:
     """Returns the lines of a notebook's standard error that contain warnings.
 
-    tqdm's warning that a kernel has no widgets for its progress bars is left out.
+    tqdm's warning that a kernel has no widgets for its progress bars is ignored.
     """
     texts = (output.text for output in _outputs(notebook) if output.get("name") == "stderr")
     lines = (line for text in texts for line in text.splitlines())
@@ -69,7 +70,7 @@ def clean(notebook: nbformat.NotebookNode, outputs: bool) -> nbformat.NotebookNo
 
 
 def problems(notebook: nbformat.NotebookNode, outputs: bool) -> list[str]:
-    """Returns a sentence for each rule for committed guides that a notebook breaks."""
+    """Checks a notebook against the rules for committed guides, and returns a sentence for each broken rule."""
     if not outputs:
         return ["this guide should be committed without outputs"] if any(_outputs(notebook)) else []
     broken = []
@@ -105,7 +106,7 @@ def _cleaned(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
         output.execution_count = None
     if "data" in output:
         output.metadata = {}
-        # The output of a picture also contains a text description with the picture's memory address or size.
+        # The output for a picture also contains a text description with the picture's memory address or size.
         keep = ("image/png",) if "image/png" in output.data else ("text/plain", "text/html", "text/markdown")
         output.data = {kind: value for kind, value in output.data.items() if kind in keep}
         if "image/png" in output.data:
@@ -114,7 +115,7 @@ def _cleaned(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def _joined(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
-    """Joins consecutive printed texts, because kernels split them at arbitrary lines."""
+    """Joins consecutive pieces of printed text, because kernels split the text at arbitrary lines."""
     joined: list[nbformat.NotebookNode] = []
     for output in outputs:
         if joined and output.output_type == joined[-1].output_type == "stream":
@@ -125,7 +126,7 @@ def _joined(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]
 
 
 def _smaller(png: str) -> str:
-    """Returns a picture with a palette of 256 colours, which makes its file much smaller."""
+    """Reduces a picture to a palette of 256 colours, which makes its file much smaller."""
     file = io.BytesIO()
     with Image.open(io.BytesIO(base64.b64decode(png))) as image:
         if image.mode == "P":

@@ -27,7 +27,7 @@ COLUMN = {name: i for i, name in enumerate(ATTRIBUTES)}
 SIDE = 128  # the width and height of a portrait, in pixels
 
 
-# The attribute and value of each word that the judge knows. The words are also used as concepts of edits.
+# The attribute and value of each word that the judge knows. The words are also used as concepts in edits.
 WORDS = {
     "glasses": ("glasses", "glasses"),
     "sunglasses": ("glasses", "sunglasses"),
@@ -50,7 +50,7 @@ WORDS = {
 
 
 def kind(word: str) -> tuple[str, ...]:
-    """Returns all words that an edit must remove so that neither a word nor its alternatives remain.
+    """Returns all words that must be removed so that neither the given word nor an alternative remains.
 
     They are the word itself and, if its attribute may be absent, the attribute's other words. For example, if only
     glasses are removed, the model draws sunglasses instead.

@@ -153,7 +153,7 @@ def _learn(
 
 
 def _examples(vae: Any, key: jax.Array, batch: int) -> tuple[jax.Array, jax.Array]:
-    """Draws attributes, and portraits that have them. The portraits are slightly shifted, tinted and noisy."""
+    """Draws random attributes and the corresponding portraits, slightly shifted and tinted, with added noise."""
     from sega_jax.demo.training.portraits import render
 
     keys = jax.random.split(key, 7)
@@ -207,7 +207,7 @@ def accuracy(judge: Judge, vae: Any | None, key: jax.Array, count: int, block: i
 def report(
     judge: Judge, vae: Any, say: Callable[[str], Any] = click.echo, *, count: int = 20_000, block: int = 250
 ) -> None:
-    """Prints the accuracy on portraits that the judge was not trained on."""
+    """Prints the judge's accuracy on portraits that it was not trained on."""
     key = jax.random.key(10**6)
     drawn, decoded = (accuracy(judge, part, key, count, block) for part in (None, vae))
     for name in ATTRIBUTES:

@@ -1,4 +1,4 @@
-"""The recommended settings of the demo model, chosen by `sega_jax.demo.evaluate`.
+"""The recommended settings for the demo model, chosen with `sega_jax.demo.evaluate`.
 
 pipe = sega_jax.load()
 pipe("a portrait of a woman", [add("glasses"), remove("smile")], **CALL)
@@ -41,5 +41,5 @@ def remove(concept: str, *, steps: int = STEPS, **settings: Any) -> Edit:
 
 
 def _at(steps: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """Converts the warm-up, which was chosen for 20 steps, to the given number of steps."""
+    """Adapts the warm-up, which was chosen for 20 steps, to the given number of steps."""
     return settings | {"warmup": round(settings["warmup"] * steps / STEPS)}

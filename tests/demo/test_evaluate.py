@@ -1,4 +1,4 @@
-"""Tests the judge, and the evaluation with simulated editors whose effects are known."""
+"""Tests the judge, and tests the evaluation with simulated editors whose effects are known."""
 
 import json
 import subprocess
@@ -35,9 +35,8 @@ def draw(attributes):
 class Editor:
     """A simulated pipeline that draws a portrait from a seed and applies edits with scales of at least 2.
 
-    By default its edits are perfect. `spoils` is an attribute that every edit also changes. `ignored` lists words
-    without effect. With `swaps`, removing a word replaces its attribute with an alternative, such as glasses with
-    sunglasses.
+    By default its edits are perfect. `spoils` is an attribute that every edit also changes. `ignored` lists words that
+    have no effect. With `swaps`, removing a word puts an alternative in its place, such as sunglasses for glasses.
     """
 
     def __init__(self, spoils=None, ignored=(), swaps=False):

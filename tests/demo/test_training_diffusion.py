@@ -1,4 +1,4 @@
-"""Tests the recipe of the demo model: takes two training steps of each stage, stops, and resumes."""
+"""Tests the recipe of the demo model: takes two training steps in each stage, stops, and resumes."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""Tests the recipe of the small Paella model: takes two training steps of each stage, and checks the loss."""
+"""Tests the recipe of the small Paella model: takes two training steps in each stage, and checks the loss."""
 
 import jax
 import jax.numpy as jnp
@@ -52,8 +52,8 @@ def test_the_lattice_is_a_codebook():
 
 
 def test_the_loss_compares_with_the_clean_tokens():
-    """A network that repeats its noisy input is right where the token was not replaced, and at chance level where it
-    was. The mean probability of replacement is the mean of 1 - u⁴, which is 4 / 5."""
+    """A network that repeats its noisy input is right where a token was kept, and at chance level where the token was
+    replaced. The mean probability of replacement is the mean of 1 - u⁴, which is 4 / 5."""
     labels, confidence = 7, 50.0
 
     class Net:

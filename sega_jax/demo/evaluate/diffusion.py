@@ -4,11 +4,11 @@
     # on a CPU
     python -m sega_jax.demo.evaluate.diffusion FOLDER --seeds 8 --batch 16 --words glasses,smile --studies edits
 
-The command writes picture grids and results.json, which has a list of measurements for each study.
-`sega_jax.demo.evaluate.report` makes tables and plots from them. Adding a word is tested on seeds whose picture lacks
-it, and removing a word on seeds whose picture has it. The judge classifies each picture and the unedited picture with
-the same seed. Removal succeeds only if no alternative to the word appears, so every method also removes the
-alternatives (for glasses, also sunglasses). The other methods start from the same noise as semantic guidance:
+The command writes picture grids and results.json, which contains a list of measurements for each study.
+`sega_jax.demo.evaluate.report` makes tables and plots from the measurements. Adding a word is tested on seeds whose
+pictures lack it, and removing a word on seeds whose pictures show it. The judge classifies the pictures before and
+after each edit. Removal succeeds only if no alternative to the word appears, so every method also removes the
+alternatives (sunglasses, in the case of glasses). The other methods start from the same noise as semantic guidance:
 
     prompt       adds the word to the prompt
     negative     puts the words to remove into the negative prompt
@@ -73,7 +73,7 @@ STUDIES = (
 
 
 class DiffusionEvaluation(Evaluation):
-    """The studies of latent diffusion models."""
+    """The studies for latent diffusion models."""
 
     module: ClassVar[str] = "sega_jax.demo.evaluate.diffusion"
 
@@ -88,7 +88,7 @@ class DiffusionEvaluation(Evaluation):
         return self.compare(self.originals(), jobs, self.seeds)
 
     def several(self) -> list[Measurement]:
-        """Adds one to five words at once. For each seed, the words are drawn from those words of `ten` that the seed's
+        """Adds one to five words at once. For each seed, the words are drawn from the words in `ten` that the seed's
         picture lacks."""
         requests, before = self.originals(count=self.seeds)
         rng = np.random.default_rng(0)
@@ -100,7 +100,7 @@ class DiffusionEvaluation(Evaluation):
             if not chosen:
                 continue
             words = [orders[i][:count] for i in chosen]
-            # Every row is padded to five edits with edits of weight 0, so that one program serves any number of edits.
+            # Edits of weight 0 pad every row to five edits, so that one program works for any number of words.
             idle = (Edit("", weight=0.0, warmup=0),) * (5 - count)
             rows = [
                 requests[i]._replace(edits=(*map(settings.add, row), *idle))
@@ -113,7 +113,7 @@ class DiffusionEvaluation(Evaluation):
         return results
 
     def curves(self) -> list[Measurement]:
-        """Measures success and the share of other attributes kept at several strengths of every method.
+        """Measures the success of every method, and the share of other attributes that it keeps, at several strengths.
 
         For prompts and negative prompts, the strength is the guidance scale, and the originals have the same guidance
         scale.
@@ -134,7 +134,7 @@ class DiffusionEvaluation(Evaluation):
     def monotonicity(self) -> list[Measurement]:
         """Correlates the probability of a word with the scale of its edit, from negative to positive scales.
 
-        The other settings are the recommended ones for adding.
+        All other settings are the ones recommended for adding a word.
         """
         few = self.share(8)
         requests = [Request(PROMPT, self.first_seed + i) for i in range(few)]
@@ -157,7 +157,7 @@ class DiffusionEvaluation(Evaluation):
         return results
 
     def robustness(self) -> list[Measurement]:
-        """Adds the ten words from other prompts."""
+        """Adds the ten words to pictures with other prompts."""
         results = []
         for prompt in PROMPTS:
             jobs = [Job({"prompt": prompt}, word, "add", change_by("sega", word, "add")) for word in self.ten]
@@ -214,7 +214,7 @@ class DiffusionEvaluation(Evaluation):
         return results
 
     def grid(self, originals: Originals, setting: str, values: Sequence[Any]) -> None:
-        """Draws pictures over the values of a setting, with a row for each of three words."""
+        """Draws a picture for every value of a setting, in a row for each of three words."""
         requests, before = originals
         pictures: list[Image.Image] = []
         captions: list[str] = []
@@ -228,8 +228,8 @@ class DiffusionEvaluation(Evaluation):
         png.sheet(pictures, captions, columns=1 + len(values)).save(self.folder / f"{setting}.png")
 
     def variants(self) -> list[Measurement]:
-        """Compares the supports of the threshold with each other. Also compares the two semantics, with concepts that
-        warm up one after another."""
+        """Compares the values of `support`. Also compares the values of `semantics`, with concepts that warm up one
+        after another."""
         originals = requests, before = self.originals()
         results = []
         for support in SUPPORTS:
@@ -246,7 +246,7 @@ class DiffusionEvaluation(Evaluation):
 
 
 def compatible(words: Sequence[str]) -> list[str]:
-    """Drops words that cannot be visible together: hats if a word about hair comes first, otherwise words about
+    """Drops words that conflict with an earlier word: hats if a word about hair comes first, otherwise words about
     hair."""
     covered = "hair", "hair colour"
     first = next((WORDS[word][0] for word in words if WORDS[word][0] in ("hat", *covered)), "hat")
@@ -254,7 +254,7 @@ def compatible(words: Sequence[str]) -> list[str]:
 
 
 def _correlation(chances: np.ndarray) -> float:
-    """Returns Spearman's correlation of probabilities with `SCALES`; 0 if all probabilities are equal."""
+    """Returns Spearman's correlation between probabilities and `SCALES`, or 0 if all probabilities are equal."""
     return float(scipy.stats.spearmanr(SCALES, chances).statistic) if np.ptp(chances) else 0.0
 
 

@@ -1,4 +1,4 @@
-"""Runs evaluations: makes original pictures, edits the ones that an edit can change, and writes results.json."""
+"""Runs evaluations: makes original pictures, applies edits to the suitable ones, and writes results.json."""
 
 import dataclasses
 import inspect
@@ -19,7 +19,7 @@ from sega_jax.demo.evaluate.methods import Change, phrase
 from sega_jax.demo.evaluate.pictures import PictureMaker, Pictures, Request
 
 PROMPT = "a portrait of a person"
-# One word of each attribute. All of them can be combined in one picture, except hair with a hat that hides it.
+# One word for each attribute. All of them can appear in one picture, except for hair that a hat hides.
 TEN = (
     "glasses", "smile", "beard", "long hair", "red hair", "hat", "dark skin", "hoodie", "red clothes",
     "blue background",
@@ -29,7 +29,7 @@ Originals = tuple[list[Request], Pictures]  # requests without edits, and their 
 
 
 class Job(NamedTuple):
-    """A cell of a table: a word, and a change to the requests that adds or removes it."""
+    """A cell of a table: a word, and a function that changes a request to add or remove the word."""
 
     labels: Measurement  # the columns that identify the cell
     word: str
@@ -43,7 +43,7 @@ class Evaluation:
 
     Attributes:
         maker: makes and judges the pictures.
-        folder: the folder of the results.
+        folder: the folder for the results.
         seeds: the maximum number of pictures for each cell of the main table; other studies use a fraction of it.
         words: the words to add and remove.
         first_seed: the seed of the first picture. The recommended settings were chosen on seeds below 1000.
@@ -59,7 +59,7 @@ class Evaluation:
 
     @property
     def ten(self) -> tuple[str, ...]:
-        """The words of the smaller studies."""
+        """The words that the smaller studies use."""
         return tuple(word for word in TEN if word in self.words) or self.words[:10]
 
     def share(self, part: int) -> int:
@@ -69,10 +69,10 @@ class Evaluation:
     def originals(
         self, prompt: str = PROMPT, count: int | None = None, guidance_scale: float | None = None
     ) -> Originals:
-        """Makes pictures without edits, with consecutive seeds that start at `first_seed`.
+        """Makes unedited pictures with consecutive seeds, starting at `first_seed`.
 
         Args:
-            count: the number of pictures; None makes four times `seeds` (at least 32), because removing a rare value,
+            count: the number of pictures; None means four times `seeds` (at least 32), because removing a rare value,
                 such as one of seven colours, requires pictures that have it.
         """
         count = max(4 * self.seeds, 32) if count is None else count
@@ -106,7 +106,7 @@ class Evaluation:
         return results
 
     def prompts(self) -> list[Measurement]:
-        """Measures how often the model follows prompts without edits."""
+        """Measures how often unedited pictures show the word that their prompt names."""
         count = self.share(2)
         seeds = range(self.first_seed, self.first_seed + count)
         requests = [Request(f"{PROMPT} {phrase(word)}", seed) for word in self.words for seed in seeds]
@@ -120,8 +120,7 @@ class Evaluation:
 
 
 def run(evaluation: Evaluation, studies: Iterable[str], about: Measurement) -> None:
-    """Runs studies, and writes the measurements of each into results.json. Earlier results of other studies are
-    kept."""
+    """Runs studies, and writes each study's measurements to results.json. Earlier results of other studies are kept."""
     pipe, folder = evaluation.maker.pipe, evaluation.folder
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "results.json"
@@ -146,10 +145,10 @@ def run(evaluation: Evaluation, studies: Iterable[str], about: Measurement) -> N
 
 
 def predicts_tokens(pipe: Any) -> bool:
-    """Returns whether a pipeline samples tokens, which need different studies and settings than latents.
+    """Returns whether a pipeline samples tokens instead of latents. Tokens need their own studies and settings.
 
-    It samples tokens if its call has the argument `temperature`. The check does not depend on the pipeline's class,
-    because the studies in `sega_jax.demo.evaluate.paella` need only this argument.
+    A pipeline samples tokens if its call has the argument `temperature`. The check does not depend on the pipeline's
+    class, because the studies in `sega_jax.demo.evaluate.paella` need only this argument.
     """
     return "temperature" in inspect.signature(pipe.__call__).parameters
 
@@ -157,10 +156,11 @@ def predicts_tokens(pipe: Any) -> bool:
 def options(
     *, seeds: int, first_seed: int, words: Iterable[str], studies: Iterable[str], batch: int
 ) -> Callable[[Callable], Callable]:
-    """Returns a decorator that gives a command the argument FOLDER and the options that evaluations share.
+    """Returns a decorator that adds the argument FOLDER and the options that evaluations share to a command.
 
     Args:
-        seeds, first_seed, words, studies, batch: the defaults of the options. `studies` also lists the known studies.
+        seeds, first_seed, words, studies, batch: the default values of the options. `studies` also lists the known
+            studies.
     """
     words, studies = list(words), list(studies)
     decorators = [

@@ -17,7 +17,7 @@ class Effect(NamedTuple):
     """The effects of edits, one entry for each picture."""
 
     success: np.ndarray  # bool: whether all words were added, or all words were removed (see `gone`)
-    kept: np.ndarray  # float in [0, 1]: the kept fraction of the other attributes that are visible in both pictures
+    kept: np.ndarray  # float in [0, 1]: the unchanged fraction of the other attributes visible in both pictures
     distance: np.ndarray  # float in [0, 1]: the mean absolute difference of the pixels
 
 

@@ -3,11 +3,11 @@
     python -m sega_jax.demo.evaluate.paella FOLDER --model MODEL
     python -m sega_jax.demo.evaluate.paella FOLDER --model MODEL --seeds 8 --batch 8 --words glasses,smile   # on a CPU
 
-MODEL is a model trained by `sega_jax.demo.training.paella`. The command writes two files:
-`sega_jax.demo.evaluate.report` makes tables from results.json, and pictures.png shows pictures before and after each
-edit. As in `sega_jax.demo.evaluate.diffusion`, adding a word is tested on seeds whose picture lacks it, and the judge
-classifies each picture and the unedited picture with the same seed. Choices are varied one at a time. `CALL` and `ADD`
-were chosen on seeds 1000 to 1255.
+MODEL is a model trained with `sega_jax.demo.training.paella`. The command writes two files: results.json, from which
+`sega_jax.demo.evaluate.report` makes tables, and pictures.png, which shows pictures before and after each edit. As in
+`sega_jax.demo.evaluate.diffusion`, adding a word is tested on seeds whose pictures lack it, and the judge classifies
+the pictures before and after each edit. Choices are varied one at a time. `CALL` and `ADD` were chosen on seeds 1000 to
+1255.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ CALL = {
     "centred": False,
 }
 ADD: dict[str, Any] = {"scale": 5.0, "threshold": 0.9, "warmup": 2}
-# The rule in the SEGA authors' code for Paella, without threshold and momentum.
+# The rule in the SEGA authors' code for Paella, which uses neither a threshold nor momentum.
 AUTHORS = ADD | {"threshold": 0.0, "momentum_scale": 0.0}
 CHOICES: Mapping[str, Sequence[Any]] = {
     "support": SUPPORTS,
@@ -53,7 +53,7 @@ STUDIES = ("prompts", "edits", "choices")
 
 
 class TokenEvaluation(Evaluation):
-    """The studies of Paella models."""
+    """The studies for Paella models."""
 
     module: ClassVar[str] = "sega_jax.demo.evaluate.paella"
 

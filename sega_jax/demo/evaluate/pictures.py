@@ -1,4 +1,4 @@
-"""Makes pictures in batches of equal size, so that the pipeline compiles once, and lets the judge classify them."""
+"""Makes pictures in batches of equal size, so that the pipeline compiles once, and has the judge classify them."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

@@ -17,12 +17,12 @@ import numpy as np
 from sega_jax.demo.evaluate.measures import Measurement
 from sega_jax.pipelines.progress import plainly
 
-# {setting of a study: how it is written below the study's table}
+# {setting of a study: its format below the study's table}
 _ABOUT = {"seeds": "{} seeds", "first_seed": "the first seed is {}", "dtype": "{}", "device": "{}", "jax": "jax {}"}
 
 
 def average(rows: Iterable[Measurement], *names: str) -> list[float]:
-    """Averages columns over words with equal weights. Cells without pictures are left out."""
+    """Averages columns over words, with the same weight for each word. Cells without pictures are left out."""
     rows = [row for row in rows if row.get("n")]
     return [float(np.mean([row[name] for row in rows])) if rows else float("nan") for name in names]
 
@@ -55,7 +55,7 @@ def _success(row: Measurement) -> str:
 
 
 def _summary(rows: list[Measurement]) -> list[str]:
-    """Returns one table of success and the share of other attributes kept, for every word, action and method."""
+    """Returns one table with success and the share of other attributes kept, for every word, action and method."""
     cells = {(row["word"], row["action"], row["method"]): row for row in rows}
     columns = list(dict.fromkeys(key[1:] for key in cells))
     words = list(dict.fromkeys(word for word, _, _ in cells))
@@ -93,7 +93,8 @@ def _edits(rows: list[Measurement]) -> list[str]:
 
 
 def _grouped(title: str, *keys: str) -> Callable[[list[Measurement]], list[str]]:
-    """Returns a function that makes a table with a row for each value of the keys, averaged over words."""
+    """Returns a function that makes a table with a row for each combination of the keys' values, averaged over
+    words."""
 
     def write(rows: list[Measurement]) -> list[str]:
         rows = [row for row in rows if all(key in row for key in keys)]

@@ -3,13 +3,13 @@
     python -m sega_jax.demo.training.diffusion FOLDER --minutes 9.2
 
 The command trains until the model is finished or the time limit is reached. The next run resumes the training, even if
-the process was killed: FOLDER/state contains an Orbax checkpoint that is renewed every two minutes. FOLDER/model is the
-model in diffusers layout, in float16.
+the process was killed: FOLDER/state contains an Orbax checkpoint that is updated every two minutes. FOLDER/model
+contains the model in diffusers layout, in float16.
 
-The packaged model took two runs of 9.2 and 6.4 minutes on one H200, including compilation. The autoencoder took 3,000
-steps and then reconstructed portraits at 40.0 dB according to the log; the denoiser took 14,000 steps. Such a model
-follows prompts without edits: the judge found each of the ten words of `sega_jax.demo.evaluate.evaluation.TEN` in 128
-of 128 pictures
+The packaged model was trained in two runs of 9.2 and 6.4 minutes on one H200, including compilation. The autoencoder
+was trained for 3,000 steps and then, according to the log, reconstructed portraits at 40.0 dB; the denoiser was trained
+for 14,000 steps. A model that was trained in this way follows prompts without edits: the judge found each of the ten
+words of `sega_jax.demo.evaluate.evaluation.TEN` in 128 of 128 pictures
 (`python -m sega_jax.demo.evaluate.diffusion FOLDER --model FOLDER/model --studies prompts --first-seed 0`).
 """
 
@@ -105,7 +105,7 @@ class DiffusionTrainer(Trainer):
         self.tokenizer = Tokenizer(self.folder / "model" / "tokenizer", wording.LENGTH, len(vocabulary))
 
     def stages(self) -> Sequence[Stage]:
-        """Returns the autoencoder's stage, and the stage of the text encoder and the UNet.
+        """Returns two stages: one for the autoencoder, and one for the text encoder and the UNet.
 
         The text encoder has a higher learning rate than the UNet.
         """

@@ -1,4 +1,5 @@
-"""Draws the parts of the cartoon portraits from python_avatars into `parts.npz`. LICENSE.md lists their licences.
+"""Renders python_avatars drawings as the parts of the cartoon portraits, and writes them to `parts.npz`. LICENSE.md
+lists their licences.
 
     pip install "sega_jax[train]" && python -m sega_jax.demo.training.draw_parts
 
@@ -81,9 +82,9 @@ _BRIMS = {"hat": "M0,280 V104 H264 V280 Z", "beanie": "M0,280 V180 A132,104 0 0 
 
 
 def drawings() -> dict[str, str]:
-    """Returns {slot/value/variant: SVG markup} for every part, with TINT for its colour.
+    """Returns {slot/value/variant: SVG markup} for every part, with TINT in place of its colour.
 
-    Hair below a hat is a separate part, hair/value/variant/hat.
+    Hair below a hat is a separate part, named hair/value/variant/hat.
     """
     parts = {}
     for name, (around, variants) in _DRAWINGS.items():
@@ -122,7 +123,7 @@ def layer(markup: str) -> np.ndarray:
 
 
 def _read(name: str) -> str:
-    """Reads the markup of a python_avatars SVG file, with TINT for the colour of its tinted region."""
+    """Reads the markup of a python_avatars SVG file, with TINT in place of the colour of its tinted region."""
     spec = importlib.util.find_spec("python_avatars")
     assert spec is not None
     assert spec.origin is not None

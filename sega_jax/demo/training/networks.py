@@ -53,7 +53,7 @@ def attention() -> str:
 
 
 class OneHot(Embed):
-    """An embedding whose lookup is a matrix product, which trains faster.
+    """An embedding whose lookup is a matrix product, so that training is faster.
 
     The gradient of the product is a sum over rows, which GPUs compute in parallel. The gradient of an indexed lookup is
     a scatter, in which the updates of the many padding tokens are serialised.

@@ -1,4 +1,4 @@
-"""Trains a small Paella on the demo model's portraits: first a VQGAN, then a byte encoder, then a denoiser of the
+"""Trains a small Paella on the demo model's portraits: first a VQGAN, then a byte encoder, then a denoiser for the
 VQGAN's tokens.
 
     python -m sega_jax.demo.training.paella FOLDER
@@ -6,9 +6,9 @@ VQGAN's tokens.
 The command trains until the model is finished, and resumes if it was stopped, as in
 `sega_jax.demo.training.diffusion`. `sega_jax.load` reads the model from FOLDER/model.
 
-`sega_jax.demo.evaluate.paella` measured a model whose training took seven minutes on one H200: 2,000 steps of the
-VQGAN, 1,500 steps of the byte encoder, and 4,000 steps of the denoiser. The command also prints the quality of the
-VQGAN, 26.4 dB on portraits, and the number of tokens in use, 603 of 625.
+`sega_jax.demo.evaluate.paella` measured a model whose training took seven minutes on one H200: 2,000 steps for the
+VQGAN, 1,500 steps for the byte encoder, and 4,000 steps for the denoiser. The command also prints the quality of the
+VQGAN (26.4 dB on portraits) and the number of tokens in use (603 of 625).
 """
 
 import dataclasses
@@ -81,7 +81,7 @@ SMALL = Configs(
         nhead=(5, 10),
         blocks=(2, 4),
         level_config=("CTA", "CTA"),
-        clip_embd=8,  # unused, since there is no CLIP
+        clip_embd=8,  # unused, because this model has no CLIP encoder
         byt5_embd=192,
         sample_size=portraits.SIDE // 4,
     )._asdict(),
@@ -100,8 +100,8 @@ INDEX = {
 
 # The last parameters of residual branches, and other parameters that also start at zero in the published networks.
 _ZERO = (".o.kernel", "wo.kernel", "channelwise.4.kernel", "out_proj.kernel", ".mapper.kernel", "gamma", "beta")
-# Parameters that are not trained: the lattice, and the statistics of a normalisation, whose trained scale and bias are
-# enough.
+# Parameters that are not trained: the lattice, and the statistics of a normalisation. Training the normalisation's
+# scale and bias is enough.
 _FIXED = ("codebook.embedding", "running_mean", "running_var")
 
 
@@ -109,7 +109,8 @@ def lattice(values: int = VALUES, channels: int = 4) -> np.ndarray:
     """Returns a fixed codebook, [values ** channels, channels]. It contains all vectors whose entries are among
     `values` evenly spaced numbers in [-1, 1].
 
-    A fixed codebook needs no loss, and no revival of unused entries (finite scalar quantisation, Mentzer et al. 2024).
+    A fixed codebook needs no loss of its own, and its unused entries need not be revived (finite scalar quantisation,
+    Mentzer et al. 2024).
     """
     axis = np.linspace(-1, 1, values, dtype=np.float32)
     return np.stack(np.meshgrid(*[axis] * channels, indexing="ij"), -1).reshape(-1, channels)

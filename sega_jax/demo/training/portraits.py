@@ -115,7 +115,7 @@ def _tables() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _choices(slot: str, attribute: str | None) -> list[str]:
-    """Returns patterns of part names, in the order of `_choice`, with * for the variant."""
+    """Returns patterns that match part names, in the order of `_choice`, with * in place of the variant."""
     if attribute is None:
         return [f"{slot}/*"]
     names = [f"{slot}/{value}/*" for value in ATTRIBUTES[attribute]]
@@ -139,7 +139,8 @@ def _variants(names: list[str], pattern: str) -> list[int]:
 
 
 def _tint(attribute: str | None, attributes: jax.Array) -> jax.Array:
-    """Returns the colour of each portrait's value, float32 [n, 3] in [0, 1]; black without an attribute."""
+    """Returns the colour for each portrait's attribute value, float32 [n, 3] in [0, 1]; black if `attribute` is
+    None."""
     if attribute is None:
         return jnp.zeros((len(attributes), 3))
     table = [[int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)] for colour in _COLOURS[attribute]]

@@ -1,4 +1,4 @@
-"""Trains a portrait model in stages. If training was stopped or killed, it resumes from its folder.
+"""Trains a portrait model in stages. After an interruption, training resumes from the last checkpoint.
 
 Every recipe first trains an autoencoder and encodes portraits with it. Then it trains networks on the codes and
 captions. `Trainer` runs these stages; each recipe defines its networks and losses.
@@ -112,8 +112,8 @@ class Trainer:
     A recipe defines `stages`, `encode`, `tokenise` and `write_model`.
 
     Args:
-        folder: the folder in which the trainer writes `model` and `state`. `state` is an Orbax checkpoint, renewed
-            every two minutes.
+        folder: the folder in which the trainer writes `model` and `state`. `state` is an Orbax checkpoint that is
+            updated every two minutes.
         plan: the training plan, which must be the same in every run with the same folder.
         minutes: the time limit in minutes.
         say: a function that is called with each line of the progress report.
@@ -150,7 +150,7 @@ class Trainer:
         In both cases, the model is written if the last stage was reached.
 
         Raises:
-            FloatingPointError: the loss is not finite. The last checkpoint before this is still in the folder.
+            FloatingPointError: the loss is not finite. The last checkpoint before the failure is still in the folder.
         """
         first, *between, last = self.stages()
         states = self.restore({stage.name: begin(stage.networks, stage.optimiser) for stage in (first, *between, last)})
@@ -232,7 +232,7 @@ class Trainer:
         self.keep.save(step, args=ocp.args.StandardSave(jax.tree.leaves(states)))
 
     def write(self, part: str, module: Any, config: Mapping[str, Any]) -> None:
-        """Writes a network of the model and its config, in float16."""
+        """Writes one of the model's networks, in float16, and its config."""
         # transformers and diffusers use different file names, and only transformers' configs have a `model_type`.
         stem = "model" if "model_type" in config else "diffusion_pytorch_model"
         folder = self.folder / "model" / part

@@ -33,7 +33,7 @@ _WITH = {
     "hat": ((), ("a hat", "a wide hat"), ("a beanie", "a knit cap")),
     "skin": (("pale skin", "fair skin"), ("tanned skin", "tan skin"), ("brown skin",), ("dark skin",)),
 }
-# Adjectives that may be used before the noun instead of such a phrase after it.
+# Adjectives that may be used before the noun in place of the phrases above, which follow it.
 _ADJECTIVES = {
     "mouth": (("serious",), ("smiling", "happy"), ("sad", "unhappy"), ("open-mouthed", "surprised")),
     "facial hair": ((), ("bearded",), ("moustached",)),
@@ -97,7 +97,8 @@ def _mentioned(attributes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         tellable[:, COLUMN[name]] &= np.array([len(phrase) > 0 for phrase in phrases])[attributes[:, COLUMN[name]]]
     size = np.searchsorted(np.cumsum(_SIZES), rng.random(n), side="right")
     size = np.where(size == len(_SIZES), rng.integers(len(_SIZES), len(ATTRIBUTES) + 1, n), size)
-    # Weighted sampling without replacement: each attribute draws a waiting time, and the first `size` are mentioned.
+    # Weighted sampling without replacement: a waiting time is drawn for each attribute, and the first `size` attributes
+    # are mentioned.
     race = np.where(tellable, rng.exponential(size=attributes.shape) / weights, np.inf)
     return tellable & (race.argsort(1).argsort(1) < size[:, None])
 
@@ -157,7 +158,7 @@ def _hair(value: int, colour: int, pick) -> str:
 
 
 def _worn(mentioned: dict[str, int], pick) -> list[str]:
-    """Returns phrases for clothes and hat, which follow "wearing"."""
+    """Returns phrases for the clothes and the hat. They follow "wearing"."""
     worn = []
     colour = _colour("clothes colour", mentioned["clothes colour"], pick) if "clothes colour" in mentioned else ""
     if "clothes" in mentioned:
@@ -238,7 +239,7 @@ def _words() -> set[str]:
 
 
 def _merges(words: list[str]) -> list[tuple[str, str]]:
-    """Returns the pairs to merge, most frequent first, until every word is one token."""
+    """Returns the pairs that must be merged to make every word one token, most frequent first."""
     spelt = [[*word[:-1], word[-1] + "</w>"] for word in words]
     merges = []
     while pairs := Counter(pair for word in spelt for pair in itertools.pairwise(word)):
