@@ -1,4 +1,4 @@
-"""Checks every cell of the table of features: a supported feature changes the result, and an unsupported one is refused
+"""Checks every cell of the feature table: a supported feature changes the result, and an unsupported feature is refused
 before anything runs. Detailed tests of a feature are in the test folder of its package.
 """
 
@@ -35,7 +35,8 @@ def test_the_table_is_complete():
     calls = {family: arguments(systems()[family].call) for family in FAMILIES}
     assert set(FAMILIES) == set(systems())
     assert set(CALLS) == {name for declared in calls.values() for name in declared}
-    # Only cascades have the setting "edited": the stages that the edits guide (`tests/sweep/test_cascade.py`).
+    # Only cascades have the setting "edited", which selects the stages that the edits guide
+    # (`tests/sweep/test_cascade.py`).
     assert {*SWEEPS, "edited"} == set(fields.names())
     options = {name for system in systems().values() for name in shell.shell_arguments(system.call)}
     assert set(SHELLS) == options | set(ADAPTERS)
@@ -45,7 +46,7 @@ def test_the_table_is_complete():
         assert {name for name, cells in CALLS.items() if cells[family] == WORKS} == set(declared)
 
 
-# The pipelines and arguments that check a cell
+# Pipelines and arguments for checking a cell
 
 
 RNG = np.random.default_rng(0)
@@ -54,7 +55,7 @@ HAT, STRONG = Edit("hat", warmup=0, threshold=0.5), Edit("hat", scale=90, warmup
 # With diffusers' semantics, the first concept's momentum starts only after the second concept's warm-up.
 CLOCKS = {"edits": [HAT, Edit("bow", warmup=2)], "momentum_scale": 1.0, "steps": 3}
 BASE = {"prompt": "cat", "edits": HAT, "steps": 2, "seed": 3, "progress": False}
-# For each family, the fixture of its pipeline and the arguments of all its calls.
+# {family: (fixture for its pipeline, arguments for all its calls)}.
 PIPES = {
     "stable_diffusion": ("least", {"output": "latent"}),
     "x4_upscaler": ("upscaler", {"output": "latent", "image": SMALL}),
@@ -94,7 +95,7 @@ class Bench:
 
     @cached_property
     def random(self):
-        """A pipeline whose solver draws noise at every call, and the call arguments that make the solver do so."""
+        """A pipeline whose solver draws noise at every call, and the call arguments that this requires."""
         if self.family in ("deepfloyd_stage_1", "deepfloyd_stage_2", "paella"):
             return self.pipe, {}
         return self.ddim, {"eta": 1.0}
@@ -108,7 +109,7 @@ class Bench:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Writes pictures of 8 x 8, 16 x 8 and 8 x 16 pixels, and textual inversions, and returns their folder."""
+    """Writes textual inversions and pictures of 8 x 8, 16 x 8 and 8 x 16 pixels, and returns the folder."""
     where, rng = tmp_path_factory.mktemp("files"), np.random.default_rng(0)
     for name, shape in {"a": (8, 8, 3), "b": (8, 8, 3), "tall": (16, 8, 3), "wide": (8, 16, 3)}.items():
         Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(where / f"{name}.png")
@@ -152,7 +153,7 @@ def word(bench):
 
 
 def sized(bench, height, width):
-    """Returns arguments for a picture of `height` and `width` times the default sides."""
+    """Returns arguments for a picture `height` times as high and `width` times as wide as the default."""
     sizes = bench.pipe.system.sampler.sizes(bench.pipe.models)
     side = sizes.factor * bench.shape[0]
     image = {"image": np.resize(SMALL, (8 * height, 8 * width, 3))} if sizes.enlarges else {}
@@ -217,7 +218,7 @@ def check_output(bench):
 
 
 def check_noise(bench):
-    """Different noise gives different pictures; tests/pipelines/test_noise.py has the details."""
+    """Different noise gives different pictures; tests/pipelines/test_noise.py has detailed tests."""
     pipe, call = bench.random
     recorded = bench.make(pipe, record=True, record_noise=True, **call)
     other = bench.make(pipe, noise=jax.tree.map(lambda noise: noise[::-1], recorded.record.noise), **call)
@@ -239,7 +240,7 @@ def check_recorded_noise(bench):
 
 
 def check_replay(bench):
-    """Replayed guidance changes a picture without edits; tests/pipelines/test_replay.py has the details."""
+    """Replayed guidance changes a picture without edits; tests/pipelines/test_replay.py has detailed tests."""
     guidance = np.abs(bench.noise(1, 2)) * 30
     plain, replayed = (bench.make(edits=(), replay=share * guidance).images for share in (0, 1))
     assert (plain != replayed).any()
@@ -320,7 +321,7 @@ def check_call(bench, name, capsys):
     return None
 
 
-# Features other than arguments of calls
+# Features other than call arguments
 
 
 def check_lora(bench):
@@ -328,14 +329,14 @@ def check_lora(bench):
 
 
 def check_words(bench):
-    """A new word's vectors change the picture; without them, the text encoder reads the word as letters."""
+    """A new word's vectors change the picture; without them, the word is split into letters."""
     call = {"prompt": "a <toy>"}
     images = bench.make(bench.load(textual_inversion=word(bench)), **call).images
     assert (images != bench.make(**call).images).any()
 
 
 def check_scheduler(bench):
-    """Changes the timestep spacing without compiling; tests/method/test_solvers.py tests other solvers."""
+    """Changes the timestep spacing without recompiling; tests/method/test_solvers.py tests other solvers."""
     scheduler = bench.pipe.scheduler.config | {"timestep_spacing": "trailing"}
     assert (bench.make(bench.load(scheduler=scheduler)).images != bench.plain).any()
 
@@ -357,7 +358,7 @@ def check_single_file(bench, where):
 
 
 def check_devices(bench):
-    """Two devices make the same pictures as one."""
+    """Two devices give the same pictures as one device."""
     pipe = bench.load(devices=jax.devices()[:2])
     together = bench.make(pipe, images_per_prompt=2).images
     one_by_one = np.concatenate([bench.make(seed=seed).images for seed in (3, 4)])
@@ -464,7 +465,7 @@ def planned(bench, name):
 
 
 def check_sweep(bench, name):
-    """The plan has two pictures, whose points differ in this setting."""
+    """The plan has two pictures, and their points differ in this setting."""
     plan = planned(bench, name)
     assert plan.counts.pictures == 2
     points = [plan.point(i) for i in range(2)]
@@ -484,7 +485,7 @@ def check_sweep(bench, name):
 
 
 def check_shell(bench, name):
-    """The option exists, and a value's text is parsed back to that value."""
+    """The option exists, and a value that is converted to text is parsed back to the same value."""
     system = bench.pipe.system
     if name in ADAPTERS:
         return check_adapters(system, {name: "a file"})
@@ -616,11 +617,11 @@ def test_lists_have_an_entry_for_each_prompt_or_picture(bench):
 
 # The test of every cell
 
-# Features whose program differs from the plain call's. Each is also tested elsewhere in the default tier.
+# Features that need a different program than the plain call. Each feature is also tested elsewhere in the default tier.
 COMPILES = {"images_per_prompt", "height", "width", "semantics", "support", "replay", "output", "noise", "record"}
 COMPILES |= {"record_noise", "guidance_rescale", "eta", "rows_at_once", "long_prompts", "tiled", "strength", "choice"}
 COMPILES |= {"image_noise", "centred", "devices", "as_function", "clip_skip"}
-# The cells of such features that the default tier checks, because their networks are the smallest.
+# The default tier checks only these cells of such features, because their networks are the smallest.
 QUICK = {(name, "stable_diffusion") for name in ("output", "record", "guidance_rescale", "strength", "as_function")}
 
 

@@ -26,7 +26,7 @@ ALLOWED = {
     "cli": {"method", "nn", "text", "weights", "systems", "pipelines", "diffusers_api", "demo", "sweep"},
     "convert": {"method", "nn", "text", "weights", "systems", "pipelines"},
 }
-# For some packages, the only libraries that they may import.
+# {package: the only libraries that it may import}.
 LIBRARIES = {
     "method": {"jax", "numpy", "optax", "scipy", "sega_jax"},
     "nn": {"jax", "numpy", "flax", "sega_jax"},

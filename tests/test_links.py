@@ -34,7 +34,7 @@ def links(text):
 
 
 def anchors(text):
-    """Returns the anchors that GitHub generates for a text's headings."""
+    """Returns the anchors that GitHub generates for the headings in a text."""
     names = []
     for heading in re.findall(r"^#+\s+(.*?)\s*#*$", text, re.MULTILINE):
         shown = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)

@@ -1,6 +1,6 @@
 """Checks that every guide runs from top to bottom, and that its committed outputs are clean and complete.
 
-Guides that name published checkpoints load tiny random ones with the same names from the cache that
+Guides that name published checkpoints load tiny random checkpoints with the same names from the cache that
 `support/hub_cache.py` fills.
 """
 
@@ -22,7 +22,7 @@ spec.loader.exec_module(guides)
 @pytest.mark.usefixtures("hub_cache")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 def test_notebook_runs(path, tmp_path, monkeypatch):
-    if path.stem not in guides.WITHOUT_OUTPUTS:  # these make many pictures, so optimisation saves time
+    if path.stem not in guides.WITHOUT_OUTPUTS:  # these guides make many pictures, so optimisation saves time
         monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS", raising=False)
         monkeypatch.delenv("XLA_FLAGS", raising=False)
     committed = nbformat.read(path, as_version=4)

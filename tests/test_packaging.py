@@ -87,7 +87,7 @@ def test_parameters_of_the_upscalers_autoencoder():
 
 
 def run(*command, **options):
-    """Runs a command and returns its output. PYTHONPATH is removed, so that Python does not import the checkout."""
+    """Runs a command and returns its output. PYTHONPATH is removed, so the checkout is not imported."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "XLA_FLAGS")}
     environment |= options.pop("env", {})
     command = [str(word) for word in command]

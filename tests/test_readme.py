@@ -3,8 +3,9 @@
     pytest -m readme -rP tests/test_readme.py      # and prints what was run
 
 Each section runs in a separate process, following the rules in `support/readme.py`, in a folder that looks like a
-checkout. It contains links to the files of this checkout, and a `.venv` environment on top of the current one, so that
-`pip install` changes nothing else. Checkpoints on the hub are tiny random ones from `support/hub_cache.py`.
+checkout. The folder contains links to the files of this checkout and a `.venv` environment based on the current one, so
+`pip install` changes nothing else. Checkpoints on the hub are replaced with tiny random checkpoints from
+`support/hub_cache.py`.
 """
 
 import os
@@ -38,7 +39,7 @@ def lora(path):
     save_file({f"{layer}.{end}": np.ones(shape, np.float32) for end, shape in shapes.items()}, path)
 
 
-# {file that a reader has: function that writes a stand-in for it}
+# {file that a reader would have: function that writes a substitute}
 FILES = {"house.png": picture, "style.safetensors": lora}
 
 

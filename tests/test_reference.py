@@ -21,7 +21,7 @@ ROOT = Path(sega_jax.__file__).parents[1]
 FILES = sorted([*(ROOT / "sega_jax").rglob("*.py"), *(ROOT / "convert").rglob("*.py")])
 EXAMPLES = [path for path in FILES if ">>> " in path.read_text()]
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-# Names in docstrings that belong to other libraries or to files, and that this library's code does not contain.
+# Names in docstrings that do not occur in this library's code, because they belong to other libraries or to files.
 FOREIGN = {
     *("BREAK", "CLIPImageProcessorPil", "FlaxPNDMScheduler", "align_corners", "desc", "flax", "leave", "modelspec"),
     *("distributed", "export"),
@@ -67,7 +67,7 @@ class Finder(doctest.DocTestFinder):
 
 
 def run_examples(path):
-    """Runs the examples in the docstrings of a file. Each docstring must contain its imports."""
+    """Runs the examples in the docstrings of a file. Each docstring must import the names that it uses."""
     module = importlib.import_module(dotted(path))
     runner, report = doctest.DocTestRunner(optionflags=OPTIONS), []
     tests = [test for test in Finder().find(module) if test.examples]
@@ -79,7 +79,7 @@ def run_examples(path):
 
 @pytest.fixture(scope="module")
 def examples_folder(tmp_path_factory):
-    """Runs the examples in a folder with the sweep from `sega_jax.sweep.run`'s example, which other examples read."""
+    """Runs the examples in a folder with the sweep from `sega_jax.sweep.run`'s example, which other examples need."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("examples"))
         run_examples(ROOT / "sega_jax" / "sweep" / "running" / "run.py")
@@ -131,7 +131,7 @@ def members():
 
 
 def resolves(name):
-    """Returns whether a dotted name resolves to a module, to a name in it, or to a member of a class."""
+    """Returns whether a dotted name resolves to a module, a name in a module, or a member of a class."""
     parts = name.split(".")
     for count in range(len(parts), 0, -1):
         try:
@@ -185,7 +185,7 @@ def test_a_wrong_name_is_found():
 
 @pytest.mark.slow
 def test_the_reference_is_complete(tmp_path):
-    """The command writes pages that contain all public names and call arguments, and have no broken links."""
+    """The command writes pages that contain all public names and call arguments and that have no broken links."""
     command = [sys.executable, str(ROOT / "tests" / "support" / "reference.py"), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr

@@ -1,5 +1,5 @@
 """Checks the code's structure: only a family's own files may check which family a checkpoint belongs to, and files and
-functions are short."""
+functions must be short."""
 
 import ast
 from pathlib import Path
@@ -27,7 +27,7 @@ CLASSES |= {system.call.__name__ for system in registry.systems().values()}
 
 
 def imported_families(node):
-    """Returns the family modules and classes that an import names."""
+    """Returns the family modules and classes that are imported by a statement."""
     if isinstance(node, ast.Import):
         names = [alias.name for alias in node.names]
     elif isinstance(node, ast.ImportFrom):

@@ -1,6 +1,6 @@
-"""Pipelines with diffusers' names, arguments, defaults and results. The native pipelines do the sampling.
+"""Pipelines with the same names, arguments, defaults and results as in diffusers. The native pipelines do the sampling.
 
-Most code written for diffusers needs no other change than its imports:
+To run most code that was written for diffusers, change only its imports:
 
     from sega_jax.diffusers_api import DPMSolverMultistepScheduler, StableDiffusionXLPipeline
 """

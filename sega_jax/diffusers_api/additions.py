@@ -15,8 +15,8 @@ class Lora:
 
     Attributes:
         path: the file.
-        weight: the factor for the LoRA's weight changes: one number for all networks, or {network: number}.
-        default_weight: the factor for networks that `weight` does not name.
+        weight: a factor for the LoRA's changes, either one number for all networks or {network: number}.
+        default_weight: the factor for networks that are missing from `weight`.
     """
 
     path: Path
@@ -72,7 +72,7 @@ class Lora:
 
 @dataclasses.dataclass(frozen=True)
 class Additions:
-    """A checkpoint's networks and tokenizer, and the LoRAs and new words to add to them.
+    """A checkpoint's networks and tokenizer, with the LoRAs and new words to add to them.
 
     Attributes:
         models, tokenizer: the networks and the tokenizer without the additions.

@@ -1,4 +1,4 @@
-"""Defines the arguments that the pipelines share, under diffusers' names, and translates them for a native call.
+"""Defines the arguments shared by the pipelines, under their diffusers names, and translates them for native calls.
 
 Each pipeline extends one of these dataclasses with its own arguments.
 """
@@ -58,11 +58,11 @@ class PipelineArguments:
     """
 
     outputs: ClassVar[Mapping[str, str]] = OUTPUTS
-    # The arguments that have the same name in a native call.
+    # The arguments that have the same name in native calls.
     shared: ClassVar[tuple[str, ...]] = ("height", "width", "seed", "key", "callback", "callback_steps", "progress")
 
     prompt: str | list[str] | None = changed(
-        Call, "prompt", None, help="what the pictures show: a prompt or a list of prompts", varies="call"
+        Call, "prompt", None, help="the prompt, or a list of prompts", varies="call"
     )
     _: dataclasses.KW_ONLY
     height: int | None = changed(Call, "height", None)
@@ -87,7 +87,7 @@ class PipelineArguments:
         kind=SeedsOrGenerators(0, 2**32 - 1),
         help="the seed for the noise, instead of a generator. With a number s, the pictures get seeds s, s + 1, ...;"
         " a list gives one seed for each picture. Without a seed, generator or key, the seed is 0. JAX draws the noise,"
-        " so diffusers generates the same picture only from the same latents",
+        " so diffusers generates the same picture only if it gets the same latents",
     )
     output_type: str = argument("pil", OutputType(*OUTPUTS), "the form of the pictures")
     return_dict: bool = argument(True, Flag(), "whether to return an output object instead of a tuple")
@@ -138,7 +138,7 @@ class PipelineArguments:
         " advances the generators, so the next call generates different pictures",
     )
     return_guidance: bool = changed(
-        Call, "record", False, help="whether to return the predictions and the guidance of every model call"
+        Call, "record", False, help="whether to return the predictions and the guidance from every model call"
     )
     sem_guidance: Any = argument(
         None,
@@ -171,7 +171,7 @@ class PipelineArguments:
 
     @property
     def lora_scale(self) -> float:
-        """The factor by which all LoRA weights are multiplied."""
+        """The factor by which the weights of all LoRAs are multiplied."""
         return 1.0
 
     @property
@@ -181,7 +181,7 @@ class PipelineArguments:
 
     @property
     def scale(self) -> float | list[float] | None:
-        """The native argument `guidance_scale`, at least 1; None means the default."""
+        """The native argument `guidance_scale`, raised to at least 1; None means the default."""
         scale = self.guidance_scale
         if isinstance(scale, list | tuple):
             return [max(row_scale, 1.0) for row_scale in scale]
@@ -247,9 +247,9 @@ class PipelineArguments:
         ]
 
     def _entries(self, name: str, n: int, default: Any) -> list[Any]:
-        """Returns a list of an argument's values, one for each of the `n` concepts."""
+        """Returns a list with the values of an argument, one for each of the `n` concepts."""
         value = getattr(self, name)
-        if name == "edit_weights" and value == []:  # an empty list means the default in diffusers, too
+        if name == "edit_weights" and value == []:  # as in diffusers, an empty list means the default
             value = None
         entries = value if isinstance(value, list) else [value] * n
         if len(entries) < n:
@@ -367,8 +367,8 @@ class TimestepArguments(PipelineArguments):
 def positional(*names: str) -> Callable[[type[T]], type[T]]:
     """Returns a class decorator that makes the named fields positional, in that order, and all others keyword-only.
 
-    It is needed because dataclasses put inherited fields first, but diffusers' pipelines order their arguments
-    differently.
+    The decorator is needed because dataclasses put inherited fields first, but diffusers' pipelines order their
+    arguments differently.
     """
 
     def decorate(cls: type[T]) -> type[T]:

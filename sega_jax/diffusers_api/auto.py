@@ -1,4 +1,4 @@
-"""diffusers' pipeline factories, which choose the pipeline class from the checkpoint."""
+"""diffusers' pipeline factories, which choose the pipeline class that fits a checkpoint."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -69,11 +69,11 @@ class DiffusionPipeline:
         """Creates a pipeline that shares the weights of another pipeline.
 
         Args:
-            pipeline: a native pipeline, or a pipeline of this package.
+            pipeline: a native pipeline, or a pipeline from this package.
             options: as for `from_pipe` of the family's pipeline class.
 
         Raises:
-            TypeError, CheckpointError: `pipeline` is not a pipeline, or its family has no such pipeline.
+            TypeError, CheckpointError: the argument is not a pipeline, or no such pipeline exists for its family.
         """
         native = pipeline.pipeline if isinstance(pipeline, DiffusersPipeline) else pipeline
         if not isinstance(native, Pipeline):

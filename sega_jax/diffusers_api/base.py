@@ -1,4 +1,4 @@
-"""The base classes of the pipelines that give a native pipeline diffusers' interface."""
+"""Base classes of the pipelines that wrap a native pipeline in diffusers' interface."""
 
 import copy
 import dataclasses
@@ -49,7 +49,7 @@ class DiffusersPipeline(Switches):
     # All pipelines that share LoRAs and new words with this one, including this one.
     _sharers: "weakref.WeakSet[DiffusersPipeline] | None" = None
     _running_calls: int = 0
-    _interrupt: bool = False  # a callback sets this to end the call
+    _interrupt: bool = False  # set by a callback to end the call
 
     def __init__(self, *args: Any, **components: Any) -> None:
         name = type(self).__name__
@@ -71,10 +71,10 @@ class DiffusersPipeline(Switches):
 
         Args:
             pretrained_model_name_or_path: a folder, hub repository or single file, like `source` in `sega_jax.load`.
-            torch_dtype: the dtype of the networks, like the option `dtype`. torch dtypes are also accepted.
+            torch_dtype: the dtype of the networks, like `dtype` in `sega_jax.load`. torch dtypes are also accepted.
             options: the options of `sega_jax.load` and of diffusers. `cache_dir`, `token`, `local_files_only` and
-                `force_download` are passed to the hub client, `device_map` accepts the same devices as `to`, and
-                options such as `use_safetensors` have no effect here.
+                `force_download` are passed to the hub client. `device_map` accepts the same devices as `to`. Options
+                such as `use_safetensors` have no effect here.
 
         Raises:
             TypeError: an option is unknown or not supported.
@@ -85,7 +85,7 @@ class DiffusersPipeline(Switches):
 
     @classmethod
     def _load(cls, source: str | Path, torch_dtype: Any, options: dict[str, Any]) -> Self:
-        """Loads a folder, hub repository or single file."""
+        """Loads a checkpoint from a folder, hub repository or single file."""
         if torch_dtype is not None:
             options = options | {"torch_dtype": torch_dtype}
         native_options, client_options, device_map = load_options(options, cls.__name__)
@@ -125,14 +125,15 @@ class DiffusersPipeline(Switches):
         """Creates a pipeline that shares another pipeline's weights and compiled programs, but not its scheduler.
 
         Args:
-            pipeline: a native pipeline, or a pipeline of this package. In the latter case, LoRAs and new words that are
-                added to one pipeline are added to both, until a network in either of them is replaced, cast or moved.
+            pipeline: a native pipeline, or a pipeline from this package. With a pipeline from this package, LoRAs and
+                new words that are added to either pipeline are added to both, until a network in either is replaced,
+                cast or moved.
             torch_dtype: the dtype of the new pipeline's networks. The other pipeline keeps its dtype.
             options: a `scheduler` or networks (`unet`, `vae`, `text_encoder`, `text_encoder_2`) that replace those of
                 `pipeline`. `safety_checker=None` turns the safety checker off.
 
         Raises:
-            TypeError: `pipeline` is not a pipeline or belongs to a different family, or an option is unknown or not
+            TypeError: the argument is not a pipeline or belongs to a different family, or an option is unknown or not
                 supported.
         """
         native = pipeline.pipeline if isinstance(pipeline, DiffusersPipeline) else pipeline
@@ -164,7 +165,7 @@ class DiffusersPipeline(Switches):
         return f"{' or '.join(system.title for system in cls._systems)} for {cls.__name__}"
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
-        """Writes a checkpoint in diffusers layout. It includes new words, and LoRAs are merged into its weights.
+        """Writes a checkpoint in diffusers layout. New words are included, and LoRAs are merged into the weights.
 
         Args:
             save_directory: a new or empty folder.
@@ -185,7 +186,7 @@ class DiffusersPipeline(Switches):
         return f"{type(self).__name__} of {self.pipeline!r}"
 
     def __copy__(self) -> Self:
-        """Returns a pipeline that shares the weights, but has its own scheduler, LoRAs and new words."""
+        """Returns a pipeline that shares this pipeline's weights but has its own scheduler, LoRAs and new words."""
         return self._copy_around(copy.copy(self.pipeline))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -238,7 +239,7 @@ class DiffusersPipeline(Switches):
         return options
 
     def _check_guidance(self, scale: Any) -> None:
-        """Warns about a guidance scale that has a different effect than in diffusers."""
+        """Warns about a guidance scale that has a different effect here than in diffusers."""
 
     # LoRAs and new words
 
@@ -263,7 +264,7 @@ class DiffusersPipeline(Switches):
         return self._recorded() or Additions(self.pipeline.models, self.pipeline.tokenizer)
 
     def _apply(self, additions: Additions) -> None:
-        """Replaces the LoRAs and new words of this pipeline, and of all pipelines that share them.
+        """Replaces the LoRAs and new words of this pipeline and of all pipelines that share them.
 
         Raises:
             RuntimeError: one of these pipelines is running a call.
@@ -313,7 +314,7 @@ class DiffusersPipeline(Switches):
 
 
 def source_options(source: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """Removes options that are None, and `variant` if the source is a single file.
+    """Removes options that are None. Also removes `variant` if the source is a single file.
 
     `safety_checker=None` is kept. diffusers accepts a variant for single files but ignores it.
     """

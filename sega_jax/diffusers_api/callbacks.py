@@ -1,4 +1,4 @@
-"""Supports diffusers' `callback_on_step_end`, which reads the latents and may end the sampling."""
+"""Supports diffusers' `callback_on_step_end`, a callback that can read the latents and end the sampling."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,8 +12,8 @@ class StepEnd:
     """A native callback that calls a diffusers callback.
 
     The diffusers callback is called with (pipe, step, timestep, {"latents": array}) and must return the mapping
-    unchanged. The latents have channels last. They are read-only, because changing them would not affect the sampling.
-    If the callback sets `pipe._interrupt = True`, the sampling ends and the current latents are decoded.
+    unchanged. The latents have channels last. The array is read-only, because changing it would not affect the
+    sampling. If the callback sets `pipe._interrupt = True`, the sampling ends and the current latents are decoded.
 
     Args:
         pipe: the pipeline to pass to the callback.
@@ -28,7 +28,7 @@ class StepEnd:
 
         Raises:
             ValueError: the callback set an attribute on the pipeline or returned a changed mapping.
-            Interruption: the callback asked to end the sampling.
+            Interruption: the callback set `pipe._interrupt = True`.
         """
         latents = np.asarray(state)
         latents.flags.writeable = False

@@ -67,7 +67,7 @@ class IFArguments(TimestepArguments, DiffusionArguments):
     clean_caption: bool = argument(
         True,
         Flag(),
-        'whether to clean prompts and concepts (`sega_jax.text.caption_cleaning`), which needs the "if" extra.'
+        'whether to clean prompts and concepts (`sega_jax.text.caption_cleaning`). Cleaning needs the "if" extra.'
         " If the libraries of this extra are missing, calls raise an error, whereas diffusers only warns",
     )
     image: Any = argument(None, Opaque(Pictures.noun), "the low-resolution picture for the second stage to enlarge")
@@ -83,9 +83,9 @@ class IFArguments(TimestepArguments, DiffusionArguments):
 class SemanticIFPipeline(LoraPipeline):
     """diffusers' pipelines for the first two stages of DeepFloyd-IF, with semantic guidance.
 
-    Each pipeline wraps one stage's native pipeline, `pipeline`. To run all stages in one call, use
-    `sega_jax.load_cascade`. Pictures are neither safety-checked nor watermarked. Arrays have channels last. The noise
-    comes from a seed, a generator or a JAX key.
+    Each pipeline wraps the native pipeline of one stage, which is its attribute `pipeline`. To run all stages in one
+    call, use `sega_jax.load_cascade`. Pictures are neither safety-checked nor watermarked. Arrays have channels last.
+    The noise comes from a seed, a generator or a JAX key.
 
     Example:
         >>> from sega_jax import SemanticIFPipeline
@@ -115,7 +115,7 @@ class SemanticIFPipeline(LoraPipeline):
 
         Args:
             pretrained_model_name_or_path: a folder, hub repository or single file, like `source` in `sega_jax.load`.
-            torch_dtype: the dtype of the networks, like the option `dtype`. torch dtypes are also accepted.
+            torch_dtype: the dtype of the networks, like `dtype` in `sega_jax.load`. torch dtypes are also accepted.
             options: the options of `sega_jax.load`. As in diffusers, `text_encoder=None` skips the text encoder.
 
         Raises:
@@ -154,8 +154,8 @@ class SemanticIFPipeline(LoraPipeline):
         Args:
             prompt: a prompt or a list of prompts.
             num_images_per_prompt: how many copies of each embedding to return, at least 1.
-            negative_prompt: one negative prompt for all prompts, or one for each. None means the empty text.
-            clean_caption: whether to clean the texts first, like the argument of a call.
+            negative_prompt: one negative prompt for all prompts, or one for each. None means the empty string.
+            clean_caption: whether to clean the prompts first, like the argument of a call.
             device: ignored.
 
         Returns:
@@ -175,7 +175,7 @@ class SemanticIFPipeline(LoraPipeline):
 
     @takes(IFArguments, "SemanticIFPipeline")
     def __call__(self, call: IFArguments) -> SemanticIFPipelineOutput | tuple:
-        """Generates pictures, with diffusers' arguments, defaults and results.
+        """Generates pictures. The arguments, defaults and results follow diffusers.
 
         Returns:
             A `SemanticIFPipelineOutput`, or a tuple (images, None, None) if `return_dict` is False.
@@ -193,9 +193,9 @@ class SemanticIFPipeline(LoraPipeline):
 
 
 def _cleaned(texts: Any, clean: bool) -> Any:
-    """Cleans a text, or nested lists of texts, if `clean` is set. Values that are not texts are returned unchanged."""
+    """Cleans a string, or nested lists of strings, if `clean` is set. Other values are returned unchanged."""
     if isinstance(texts, str) and texts and clean:
-        from sega_jax.text import caption_cleaning  # this import needs the libraries of the "if" extra
+        from sega_jax.text import caption_cleaning  # this import needs the "if" extra
 
         return caption_cleaning.clean(texts)
     return [_cleaned(text, clean) for text in texts] if isinstance(texts, list | tuple) else texts

@@ -43,10 +43,10 @@ class LoraPipeline(UNetPipeline):
         Args:
             pretrained_model_name_or_path_or_dict: a LoRA file, or a folder or hub repository that contains one.
             adapter_name: a name for `set_adapters`. None means "default_0", "default_1", ...
-            weight_name: the file's name in the folder or repository. None means diffusers' or peft's default name, or
-                the only weight file.
+            weight_name: the file's name in the folder or repository. None means the default name in diffusers or peft,
+                or the only weight file.
             revision: the branch, tag or commit of the repository.
-            subfolder: the file's folder inside the folder or repository.
+            subfolder: the subfolder that contains the file, inside the folder or repository.
             hotswap: whether to replace the loaded LoRA named `adapter_name`, keeping its weight.
             options: diffusers' options for the hub, such as `cache_dir`, and options that have no effect here.
 
@@ -80,11 +80,11 @@ class LoraPipeline(UNetPipeline):
         Args:
             adapter_names: the name of a loaded LoRA, or several names.
             adapter_weights: one weight for all LoRAs, or one for each; None means 1. A weight is a number or {network:
-                number}, such as {"unet": 0.8}. Networks that it omits have weight 1.
+                number}, such as {"unet": 0.8}. Networks that this mapping omits have weight 1.
 
         Raises:
-            TypeError, ValueError: `adapter_names` includes a LoRA that is not loaded or is fused, the number of weights
-                is wrong, or a weight is not a number.
+            TypeError, ValueError: `adapter_names` includes a LoRA that is fused or not loaded, the number of weights is
+                wrong, or a weight is not a number.
         """
         additions = self._additions()
         names = self._names(additions, adapter_names)
@@ -157,7 +157,7 @@ class LoraPipeline(UNetPipeline):
         """Fuses LoRAs into the weights. `unload_lora_weights` keeps fused LoRAs; `unfuse_lora` undoes the fusing.
 
         Args:
-            components: the networks to fuse. They must include every network that the LoRAs change.
+            components: the networks to fuse LoRAs into. They must include every network that the LoRAs change.
             lora_scale: multiplies the weights of the LoRAs.
             safe_fusing: ignored. Weights that are not finite always raise an error.
             adapter_names: the LoRAs to fuse. None means all active ones.
@@ -237,7 +237,7 @@ class LatentPipeline(LoraPipeline):
             tokenizer, text_encoder: ignored.
             weight_name: the file's name in the folder or repository.
             revision: the branch, tag or commit of the repository.
-            subfolder: the file's folder inside the folder or repository.
+            subfolder: the subfolder that contains the file, inside the folder or repository.
             options: diffusers' options for the hub, such as `cache_dir`, and options that have no effect here.
 
         Raises:
@@ -302,14 +302,14 @@ def _weight(value: Any) -> float | dict[str, float]:
 
 
 def _lora_file(source: Any, name: str | None, revision: str | None, subfolder: str | None) -> Path:
-    """Returns the local path of a LoRA file. Downloads it if it is on the hub.
+    """Returns the local path of a LoRA file, downloading the file if it is on the hub.
 
     Args:
         source: the file, or a folder or hub repository.
-        name: the file's name in the folder or repository. None means diffusers' or peft's default name, or the only
+        name: the file's name in the folder or repository. None means the default name in diffusers or peft, or the only
             weight file.
         revision: the branch, tag or commit of the repository.
-        subfolder: the file's folder inside the folder or repository.
+        subfolder: the subfolder that contains the file, inside the folder or repository.
 
     Raises:
         TypeError, CheckpointError: there is no such file.
@@ -335,14 +335,14 @@ def _check_path(source: Any) -> None:
 def _file(
     source: Any, name: str | None, defaults: Sequence[str], revision: str | None, subfolder: str | None = None
 ) -> Path:
-    """Returns the local path of a file. Downloads it if it is on the hub.
+    """Returns the local path of a file, downloading the file if it is on the hub.
 
     Args:
         source: the file, or a folder or hub repository.
-        name: the file's name in the folder or repository. If it is None, `defaults` are tried in order.
-        defaults: the file names to try if `name` is None.
+        name: the file's name in the folder or repository, or None.
+        defaults: the file names to try, in order, if `name` is None.
         revision: the branch, tag or commit of the repository.
-        subfolder: the file's folder inside the folder or repository.
+        subfolder: the subfolder that contains the file, inside the folder or repository.
 
     Raises:
         TypeError, FileNotFoundError, CheckpointError: there is no such file.

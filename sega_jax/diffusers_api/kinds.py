@@ -1,4 +1,4 @@
-"""Kinds of argument values that only the pipelines with diffusers' interface use."""
+"""Kinds of argument values that are used only by the pipelines with diffusers' interface."""
 
 import dataclasses
 import math
@@ -16,7 +16,7 @@ from sega_jax.systems.call import Seeds
 
 @dataclasses.dataclass(frozen=True)
 class OrNone(Kind):
-    """None, or values that the kind `of` accepts."""
+    """None, or a value of the kind that is given as `of`."""
 
     of: Kind
 
@@ -98,7 +98,7 @@ class Generators(Kind):
 
 
 class SeedsOrGenerators(Seeds):
-    """Seeds or generators. Generators are accepted because diffusers has `generator` in this position."""
+    """Seeds or generators. Generators are accepted because this position belongs to `generator` in diffusers."""
 
     def check(self, name: str, value: Any) -> Any:
         several = isinstance(value, list | tuple)
@@ -128,7 +128,7 @@ class LoraScale(Kind):
 
 
 class StepCallback(Kind):
-    """A function that takes the pipeline, the step, the timestep and a mapping with the latents."""
+    """A function of the pipeline, the step, the timestep and a mapping that contains the latents."""
 
     noun = "a function of (pipe, step, timestep, {'latents': array}) that returns the mapping unchanged"
 

@@ -1,4 +1,4 @@
-"""diffusers' network classes. Each loads a single network, which can replace the one in a checkpoint."""
+"""diffusers' network classes. Each class loads a single network, which can replace a checkpoint's network."""
 
 import os
 from pathlib import Path
@@ -73,14 +73,14 @@ class AutoModel:
     def from_single_file(cls, pretrained_model_link_or_path_or_dict: str | Path, **options: Any) -> str | Path:
         """Returns the file's path unchanged.
 
-        The pipeline options `vae` and `unet` accept this path. The file is then read with the checkpoint's config.
+        The path can be passed to a pipeline as `vae` or `unet`. The file is then read with the checkpoint's config.
         """
         with hub_options(f"{cls.__name__}.from_single_file", options):
             return pretrained_model_link_or_path_or_dict
 
 
 def _located(source: Any, subfolder: str | None, revision: str | None) -> str | Path:
-    """Returns a folder's path, or its address on the hub including the revision.
+    """Returns the path of a local folder, or the address of a folder on the hub, including the revision.
 
     Raises:
         TypeError: `source` is not a path.

@@ -1,5 +1,4 @@
-"""Sorts diffusers' loading options into those that are used, those that have no effect here, and those that are
-refused."""
+"""Sorts diffusers' loading options into three groups: used, ignored and refused options."""
 
 import difflib
 from collections.abc import Iterator
@@ -49,18 +48,18 @@ NAMES = (*_HUB, *_WITHOUT_EFFECT, *_REFUSED, *_DTYPES, "device_map", "use_auth_t
 
 
 def load_options(options: dict[str, Any], caller: str) -> tuple[dict[str, Any], dict[str, Any], Any]:
-    """Splits options into those of `sega_jax.load`, those of the hub client, and `device_map`.
+    """Splits options into options for `sega_jax.load`, options for the hub client, and `device_map`.
 
     Args:
         options: {name: value}.
         caller: the name of the public function, for error messages.
 
     Returns:
-        The options of `sega_jax.load`, the options of the hub client, and the value of `device_map`.
+        The options for `sega_jax.load`, the options for the hub client, and the value of `device_map`.
 
     Raises:
         TypeError: an option is unknown or not supported.
-        ValueError: two options give different dtypes.
+        ValueError: `torch_dtype` and `dtype` differ.
     """
     known = [*arguments(LoadOptions), *NAMES]
     for name, value in options.items():
@@ -83,7 +82,7 @@ def load_options(options: dict[str, Any], caller: str) -> tuple[dict[str, Any], 
 
 
 def hub_choices(options: dict[str, Any]) -> dict[str, Any]:
-    """Returns those of diffusers' options that the hub client uses."""
+    """Returns the diffusers options that the hub client uses."""
     choices = {name: options[name] for name in _HUB if name in options}
     if options.get("use_auth_token") is not None:
         choices.setdefault("token", options["use_auth_token"])

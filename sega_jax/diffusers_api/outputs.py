@@ -1,6 +1,6 @@
-"""The output classes of calls, with diffusers' field names.
+"""Output classes for calls, with the same field names as in diffusers.
 
-A dataclass puts the fields of its last base class first, so output classes list their bases in reverse order.
+A dataclass puts the fields of its last base class first, so the output classes list their bases in reverse order.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ class Images:
 
 @dataclasses.dataclass
 class Estimates:
-    """The predictions and guidance that a call with `return_guidance` records. Without it, all fields are None.
+    """The predictions and guidance that a call records if `return_guidance` is set. Otherwise all fields are None.
 
     `*state` is the shape of the latents, of DeepFloyd-IF's pixels, or of Paella's logits, with channels last.
 

@@ -80,7 +80,7 @@ class SemanticPaellaPipeline(DiffusersPipeline):
 
     @takes(PaellaArguments, "SemanticPaellaPipeline")
     def __call__(self, call: PaellaArguments) -> SemanticPaellaPipelineOutput | tuple:
-        """Generates pictures, with the arguments and results of diffusers' `SemanticStableDiffusionPipeline`.
+        """Generates pictures. The arguments and results follow diffusers' `SemanticStableDiffusionPipeline`.
 
         Returns:
             A `SemanticPaellaPipelineOutput`, or a tuple (images,) if `return_dict` is False.

@@ -1,7 +1,7 @@
 """diffusers' standard pipelines.
 
-They are subclasses of the semantic pipelines and also support semantic guidance, but they take positional arguments
-in the standard order.
+They are subclasses of the semantic pipelines and also support semantic guidance, but their positional arguments have
+the same order as in diffusers.
 """
 
 import dataclasses
@@ -94,10 +94,10 @@ def _check_image(image: object) -> None:
 
 
 class ImageToImagePipeline(DiffusersPipeline):
-    """A pipeline that starts from pictures. The results have the same size as these pictures."""
+    """A pipeline that starts from pictures. The results have the same size as the initial pictures."""
 
     def _with_picture_size(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Adds the size of the pictures to the arguments of a native call.
+        """Adds the size of the initial pictures to the arguments of a native call.
 
         As in diffusers, the sides of PIL images are rounded down to multiples of the checkpoint's downsampling factor.
 
@@ -155,13 +155,13 @@ class StableDiffusionXLImg2ImgPipeline(ImageToImagePipeline, SemanticStableDiffu
 
 
 class IFPipeline(SemanticIFPipeline):
-    """diffusers' `IFPipeline`, the first stage; see `SemanticIFPipeline`."""
+    """diffusers' `IFPipeline` for the first stage; see `SemanticIFPipeline`."""
 
     _systems = (STAGE_1,)
 
 
 class IFSuperResolutionPipeline(SemanticIFPipeline):
-    """diffusers' `IFSuperResolutionPipeline`, the second stage; see `SemanticIFPipeline`."""
+    """diffusers' `IFSuperResolutionPipeline` for the second stage; see `SemanticIFPipeline`."""
 
     _systems = (STAGE_2,)
 

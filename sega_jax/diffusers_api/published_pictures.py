@@ -1,8 +1,8 @@
 """Compares a checkpoint's pictures with diffusers' published reference pictures for semantic guidance.
 
 diffusers' nightly tests (tests/pipelines/semantic_stable_diffusion/test_semantic_diffusion.py, 2023 to 2025) generated
-three pictures with Stable Diffusion 1.5 in float32 on a GPU and compared nine values of each. The pictures start from
-noise that torch drew on a GPU. The script tests/reference/record_cuda_noise.py recorded this noise.
+three pictures with Stable Diffusion 1.5 in float32 on a GPU and compared nine values of each with reference values. The
+pictures start from noise that torch drew on a GPU. The script tests/reference/record_cuda_noise.py recorded this noise.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ class Picture(NamedTuple):
         name: a short name.
         seed: the seed of the initial noise.
         call: the arguments of `SemanticStableDiffusionPipeline`.
-        blue: the blue channel of the bottom right 3 x 3 pixels, row by row, in [0, 1].
+        blue: the blue channel of the 3 x 3 pixels in the bottom right corner, row by row, in [0, 1].
     """
 
     name: str
@@ -113,7 +113,7 @@ def noise(seed: int, folder: Path = NOISE) -> np.ndarray:
 
     Raises:
         FileNotFoundError: the noise or SHA256SUMS is missing.
-        ValueError: the digest of the noise differs from SHA256SUMS.
+        ValueError: the digest of the noise differs from the one in SHA256SUMS.
     """
     path = folder / f"{seed}.npy"
     if not path.is_file() or not (folder / SUMS).is_file():

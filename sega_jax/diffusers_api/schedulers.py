@@ -1,4 +1,4 @@
-"""diffusers' scheduler classes. Each creates a `sega_jax.method.schedules.Scheduler`."""
+"""diffusers' scheduler classes. Calling a class creates a `sega_jax.method.schedules.Scheduler`."""
 
 import difflib
 import os
@@ -18,7 +18,7 @@ _FILE = "scheduler_config.json"
 class SchedulerType(type):
     """The metaclass of the scheduler classes.
 
-    Calling such a class creates a `Scheduler`. `isinstance(scheduler, that_class)` is then true.
+    Calling a scheduler class creates a `Scheduler`, for which `isinstance(scheduler, that_class)` is true.
     """
 
     def __call__(cls, **options: Any) -> Scheduler:

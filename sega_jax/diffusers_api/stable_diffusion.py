@@ -80,10 +80,10 @@ class StableDiffusionArguments(TimestepArguments, LatentArguments):
 class SemanticStableDiffusionPipeline(LatentPipeline):
     """diffusers' semantic pipeline for Stable Diffusion 1.x and 2.x.
 
-    It wraps a native pipeline, `pipeline`, and fixes some of diffusers' bugs: edits also take effect at
-    `guidance_scale <= 1`, the embeddings of several concepts are not mixed up in a batch, and tuples and None work
-    wherever lists do. Predictions are recorded only with `return_guidance=True`. Arrays have channels last. The noise
-    comes from a seed, a generator or a JAX key.
+    It wraps a native pipeline, which is its attribute `pipeline`, and fixes some of diffusers' bugs: edits also take
+    effect at `guidance_scale <= 1`, the embeddings of several concepts are not mixed up in a batch, and tuples and None
+    work wherever lists do. Predictions are recorded only with `return_guidance=True`. Arrays have channels last. The
+    noise comes from a seed, a generator or a JAX key.
 
     Example:
         >>> from sega_jax import SemanticStableDiffusionPipeline
@@ -138,10 +138,10 @@ class SemanticStableDiffusionPipeline(LatentPipeline):
 
         Args:
             pretrained_model_name_or_path: a folder, hub repository or single file, like `source` in `sega_jax.load`.
-            torch_dtype: the dtype of the networks, like the option `dtype`. torch dtypes are also accepted.
+            torch_dtype: the dtype of the networks, like `dtype` in `sega_jax.load`. torch dtypes are also accepted.
             safety_checker: whether to load the checkpoint's safety checker; or another pipeline's safety checker,
                 together with its `feature_extractor`.
-            feature_extractor: the feature extractor of the given safety checker.
+            feature_extractor: the feature extractor that belongs to the given safety checker.
             requires_safety_checker: ignored.
             options: the other options of `sega_jax.load`.
 
@@ -191,7 +191,7 @@ class SemanticStableDiffusionPipeline(LatentPipeline):
 
     @property
     def feature_extractor(self) -> FeatureExtractor | None:
-        """The feature extractor, which prepares pictures for the safety checker, or None without a safety checker."""
+        """The feature extractor that prepares pictures for the safety checker, or None if there is no checker."""
         return self.components["feature_extractor"]
 
     def encode_prompt(
@@ -212,7 +212,7 @@ class SemanticStableDiffusionPipeline(LatentPipeline):
             device: ignored.
             num_images_per_prompt: how many copies of each embedding to return, at least 1.
             do_classifier_free_guidance: whether to encode the negative prompts.
-            negative_prompt: one negative prompt for all prompts, or one for each. None means the empty text.
+            negative_prompt: one negative prompt for all prompts, or one for each. None means the empty string.
             lora_scale: multiplies the weights of loaded LoRAs.
             clip_skip: as for a call.
 
@@ -233,11 +233,11 @@ class SemanticStableDiffusionPipeline(LatentPipeline):
 
     @takes(StableDiffusionArguments, "SemanticStableDiffusionPipeline")
     def __call__(self, call: StableDiffusionArguments) -> SemanticStableDiffusionPipelineOutput | tuple:
-        """Generates pictures, with diffusers' arguments, defaults and results.
+        """Generates pictures. The arguments, defaults and results follow diffusers.
 
-        The settings of edits may be numbers, lists, tuples or arrays. Too few entries raise an error; extra entries are
-        ignored with a warning. Unlike in diffusers, this pipeline also accepts `long_prompts`, `weighted`, `image` and
-        `strength`.
+        The settings of edits may be numbers, lists, tuples or arrays. If there are too few entries, an error is raised;
+        extra entries are ignored with a warning. In addition to diffusers' arguments, this pipeline accepts
+        `long_prompts`, `weighted`, `image` and `strength`.
 
         Returns:
             A `SemanticStableDiffusionPipelineOutput`, or (images, nsfw_content_detected) if `return_dict` is False.

@@ -103,10 +103,11 @@ class SemanticStableDiffusionXLPipeline(LatentPipeline):
 
         Args:
             pretrained_model_name_or_path: a folder, hub repository or single file, like `source` in `sega_jax.load`.
-            torch_dtype: the dtype of the networks, like the option `dtype`. torch dtypes are also accepted.
-            tokenizer, tokenizer_2: another pipeline's two tokenizers, to use instead of the checkpoint's.
+            torch_dtype: the dtype of the networks, like `dtype` in `sega_jax.load`. torch dtypes are also accepted.
+            tokenizer, tokenizer_2: the two tokenizers of another pipeline, to use instead of the checkpoint's
+                tokenizers.
             force_zeros_for_empty_prompt: whether a missing negative prompt is embedded as zeros instead of as "". None
-                uses the checkpoint's setting.
+                means the checkpoint's setting.
             options: the other options of `sega_jax.load`.
 
         Raises:
@@ -181,8 +182,8 @@ class SemanticStableDiffusionXLPipeline(LatentPipeline):
             num_images_per_prompt: how many copies of each embedding to return, at least 1.
             do_classifier_free_guidance: whether to encode the negative prompts.
             negative_prompt: one negative prompt for all prompts, or one for each. None means zeros if the pipeline's
-                `force_zeros_for_empty_prompt` is true, and the embedding of "" otherwise. negative_prompt_2: the
-                negative prompts for the second text encoder. None means `negative_prompt`.
+                `force_zeros_for_empty_prompt` is true, and the embedding of "" otherwise.
+            negative_prompt_2: the negative prompts for the second text encoder. None means `negative_prompt`.
             lora_scale: multiplies the weights of loaded LoRAs.
             clip_skip: as for a call.
 
@@ -211,10 +212,10 @@ class SemanticStableDiffusionXLPipeline(LatentPipeline):
 
     @takes(SDXLArguments, "SemanticStableDiffusionXLPipeline")
     def __call__(self, call: SDXLArguments) -> SemanticStableDiffusionXLPipelineOutput | tuple:
-        """Generates pictures, with diffusers' arguments, defaults and results.
+        """Generates pictures. The arguments, defaults and results follow diffusers.
 
-        Unlike in diffusers, this pipeline also accepts `long_prompts`, `weighted`, `image` and `strength`. Unsupported
-        arguments accept only values that have no effect in diffusers.
+        In addition to diffusers' arguments, this pipeline accepts `long_prompts`, `weighted`, `image` and `strength`.
+        Unsupported arguments accept only values that have no effect in diffusers.
 
         Returns:
             A `SemanticStableDiffusionXLPipelineOutput`, or a tuple (images,) if `return_dict` is False.
@@ -246,8 +247,8 @@ class SemanticStableDiffusionXLPipeline(LatentPipeline):
     def _text(self, call: SDXLArguments, name: str, *, required: bool = False) -> Any:
         """Returns the prompts as strings, or their embeddings.
 
-        Embeddings are returned if the caller gave them. They are computed here if the prompts for the two text encoders
-        differ.
+        If the caller gave embeddings, they are returned. If the prompts for the two text encoders differ, their
+        embeddings are computed here.
 
         Args:
             name: "prompt" or "negative_prompt".

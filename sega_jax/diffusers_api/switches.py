@@ -103,7 +103,7 @@ class Switches:
         `sega_jax.Pipeline`.
 
         Raises:
-            TypeError: the family has no tiled decoding.
+            TypeError: the family does not support tiled decoding.
         """
         del args, options
         if "tiled" not in inspect.signature(self.pipeline.system.call).parameters:
@@ -153,7 +153,7 @@ def _without_effect(name: str) -> Callable[..., None]:
         del self, args, options
 
     method.__name__ = method.__qualname__ = name
-    method.__doc__ = "Has no effect: it controls how torch computes, and does not change the pictures."
+    method.__doc__ = "Has no effect, because it controls only how torch computes and does not change the pictures."
     return method
 
 

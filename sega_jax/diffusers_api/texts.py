@@ -36,7 +36,7 @@ def split(embeddings: Any) -> list[Any]:
             one `Text` for each prompt, or None.
 
     Returns:
-        A list of n concepts, or, for each prompt, a list of n concepts. The list is empty if `embeddings` is None.
+        A list of n concepts, or a list of such lists, one for each prompt. The list is empty if `embeddings` is None.
 
     Raises:
         TypeError, ValueError: the embeddings have the wrong type or shape.

@@ -15,20 +15,20 @@ from sega_jax.pipelines.messages import warn
 # Device names for accelerators, and the values of `device_map` that let the library choose.
 _ACCELERATORS = ("cuda", "gpu", "tpu", "mps", "xpu", "npu", "hpu", "rocm")
 _AUTOMATIC = ("auto", "balanced", "balanced_low_0", "sequential")
-# The largest seed of a picture, and an upper bound on the number of pictures in a call. The pictures have the seeds s,
-# s + 1, ...
+# The largest seed that a picture can have, and an upper bound on the number of pictures in a call. The pictures have
+# the seeds s, s + 1, ...
 _MAX_SEED, _MAX_PICTURES = 2**32 - 1, 2**17
 
 
 def is_dtype(value: Any) -> bool:
-    """Returns whether a value is a torch, JAX or NumPy dtype, or the name of a supported one."""
+    """Returns whether a value is a torch, JAX or NumPy dtype, or the name of a supported dtype."""
     if str(value).startswith("torch.") or (isinstance(value, str) and value in DTYPES):
         return True
     return isinstance(value, np.dtype) or (isinstance(value, type) and hasattr(value, "dtype"))
 
 
 def one_dtype(value: Any) -> Any:
-    """Returns the dtype of all networks.
+    """Returns the single dtype to use for all networks.
 
     Args:
         value: a dtype, or {component: dtype}.
@@ -86,7 +86,7 @@ def devices_of(value: Any, current: Devices) -> Devices:
 
 
 def array(value: Any, *, pictures: bool = False) -> Any:
-    """Converts torch tensors to float32 NumPy arrays, or float64 arrays for float64 tensors.
+    """Converts torch tensors to NumPy arrays: float64 tensors to float64, all other tensors to float32.
 
     Args:
         value: a tensor, or a list of tensors and other values. Other values are returned unchanged.

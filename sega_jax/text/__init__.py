@@ -1,1 +1,1 @@
-"""Tokenization and other text processing that works without networks."""
+"""Tokenization and other text processing that needs no networks."""

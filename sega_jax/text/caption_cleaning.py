@@ -1,4 +1,4 @@
-"""Functions that prepare prompts for DeepFloyd-IF: lower case and, optionally, removal of web-caption clutter.
+"""Functions that convert prompts for DeepFloyd-IF to lower case and can remove clutter typical of web captions.
 
 The rules, including their order and quirks, are the ones that were applied to DeepFloyd-IF's training captions. The
 results equal those of diffusers' IF pipelines with `clean_caption=True`.
@@ -19,7 +19,7 @@ _DASHES = (
 
 
 def plain(text: str) -> str:
-    """Returns a text in lower case without surrounding spaces. Every prompt gets at least this processing."""
+    """Returns the text in lower case, without surrounding spaces. All prompts get at least this processing."""
     return text.lower().strip()
 
 
@@ -40,13 +40,14 @@ def check() -> None:
 
 
 def clean(text: str) -> str:
-    """Converts a text to lower case and removes links, markup, article numbers, file names, shop phrases and the like.
+    """Converts a text to lower case and removes links, markup, article numbers, file names and similar clutter.
 
     All rules run twice, because one rule can expose text that another rule removes. If a text contains a broken
     declaration ("<![x"), its markup is kept, whereas diffusers raises an error.
 
     Raises:
-        ImportError: ftfy or beautifulsoup4 is missing. In this case, diffusers would only do what `plain` does.
+        ImportError: ftfy or beautifulsoup4 is missing. diffusers would then only strip the text and convert it to lower
+            case.
     """
     check()
     for rule in _RULES * 2:
@@ -61,7 +62,7 @@ def _replace(pattern: str, by: str = "") -> Callable[[str], str]:
 def _link(scheme: str) -> str:
     """Returns a pattern that matches links with the given scheme.
 
-    It also matches a host and path without a scheme, unless "@" follows.
+    The pattern also matches a host and path without a scheme, unless "@" follows.
     """
     return rf"\b(?:{scheme}:(?:/{{1,3}}|[a-zA-Z0-9%])|[a-zA-Z0-9.-]+\.(?:{_DOMAINS})[\w/-]*\b/?(?!@))"
 
@@ -77,7 +78,7 @@ def _without_tags(text: str) -> str:
 
 
 def _spaced(text: str) -> str:
-    """Replaces hyphens and underscores with spaces if there are more than three, because they then stand for spaces."""
+    """Replaces hyphens and underscores with spaces if there are more than three, because then they stand for spaces."""
     hyphens = re.compile("[-_]")
     return hyphens.sub(" ", text) if len(hyphens.findall(text)) > 3 else text
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from sega_jax.text.tokenizers import Tokenizer, TokenizerPair, Warn, truncation
 
-# Round brackets multiply the weight of the words inside them by this factor; square brackets divide it.
+# Round brackets multiply the weight of the enclosed words by this factor; square brackets divide the weight by it.
 _FACTOR = 1.1
 _OPENING = {")": "(", "]": "["}
 _WEIGHT = re.compile(r":\s*([+-]?[.0-9]+)\s*\)")
@@ -48,7 +48,7 @@ def chunks(tokenizer: Tokenizer, text: str, reading: Reading, *, warn: Warn = wa
         tokenizer: The tokenizer.
         text: The text.
         reading: The options. Without `long`, there is only one chunk.
-        warn: Called with a message if the text is truncated.
+        warn: A function to call with a message if the text is truncated.
 
     Raises:
         ValueError: A weight is not a number.
@@ -133,10 +133,10 @@ def parse_weights(text: str) -> list[tuple[str, float]]:
     without a number, as in `(a:b)`, are literal. `BREAK` is an ordinary word.
 
     Returns:
-        At least one (fragment, weight) pair, in order.
+        The (fragment, weight) pairs in order; at least one.
 
     Raises:
-        ValueError: A weight, such as 1.2.3, is not a number, or there are more than 100 nested brackets.
+        ValueError: A weight is not a number (such as 1.2.3), or brackets are nested more than 100 levels deep.
     """
     parts: list[str] = []
     weights = np.ones(len(text) + 1)  # of the parts

@@ -1,4 +1,4 @@
-"""Wrappers for the tokenizers of checkpoints, which turn text into token ids."""
+"""Classes that wrap the tokenizers of checkpoints and convert text to token ids."""
 
 import copy
 import os
@@ -21,8 +21,8 @@ Warn = Callable[[str], None]
 
 
 def _transformers() -> ModuleType:
-    """Imports transformers when a tokenizer is loaded, because it takes seconds, and without its notice that PyTorch is
-    missing, because sega_jax does not need PyTorch."""
+    """Imports transformers. The import takes seconds, so it is delayed until a tokenizer is loaded. The notice that
+    PyTorch is missing is suppressed, because sega_jax does not need PyTorch."""
     name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
     before = os.environ.get(name)
     os.environ[name] = "1"
@@ -43,8 +43,8 @@ class Tokenizer:
 
     Args:
         folder: The folder with tokenizer.json, or with vocab.json and merges.txt, and the tokenizer's settings.
-        positions: The text encoder's number of positions, which is an upper bound on `length`.
-        vocabulary: The text encoder's number of token embeddings.
+        positions: The number of positions in the text encoder, which is an upper bound on `length`.
+        vocabulary: The number of token embeddings in the text encoder.
 
     Attributes:
         length: The number of tokens in a padded text.
@@ -156,7 +156,7 @@ class Tokenizer:
         return extended, extended._tokenizer.convert_tokens_to_ids(names)
 
     def _expanded(self, text: str) -> str:
-        """Replaces each word that has several tokens with these tokens. Case is ignored, as in CLIP's tokenizer."""
+        """Replaces each word that has several tokens with its tokens. Case is ignored, as in CLIP's tokenizer."""
         if not self._expansions:
             return text
         words = "|".join(map(re.escape, sorted(self._expansions, key=len, reverse=True)))
@@ -167,8 +167,8 @@ class Tokenizer:
         """Tokenizes texts.
 
         Args:
-            texts: A text or a list of texts.
-            warn: Called with a message for each truncated text; None disables these warnings.
+            texts: A string or a list of strings.
+            warn: A function to call with a message for each truncated text; None disables these warnings.
 
         Returns:
             Padded ids, int32 [texts, length]. Longer texts are truncated, but keep their end token.
@@ -195,7 +195,7 @@ class Tokenizer:
 
 
 def _normal(text: str) -> str:
-    """Converts a text to Unicode form NFC in lower case, as CLIP's tokenizer does before it compares words."""
+    """Converts a string to Unicode NFC and lower case, as CLIP's tokenizer does before it compares words."""
     return unicodedata.normalize("NFC", text).lower()
 
 
@@ -210,7 +210,7 @@ class TokenizerPair:
     """The two tokenizers of Stable Diffusion XL, which differ only in their padding token.
 
     Args:
-        first, second: The tokenizers for the first and second text encoder.
+        first, second: The tokenizers for the first and second text encoders.
 
     Attributes:
         length: The number of tokens in a padded text.
@@ -246,9 +246,9 @@ class TokenizerPair:
         """Tokenizes texts for both text encoders.
 
         Args:
-            texts: A text or a list of texts.
+            texts: A string or a list of strings.
             second: The texts for the second tokenizer; None means the same texts.
-            warn: Called with a message for each truncated text; None disables these warnings.
+            warn: A function to call with a message for each truncated text; None disables these warnings.
 
         Returns:
             Padded ids, int32 [texts, 2, length]. Longer texts are truncated, but keep their end token.
@@ -258,7 +258,7 @@ class TokenizerPair:
 
 
 def _as_list(texts: Sequence[str]) -> Sequence[str]:
-    """Returns the texts; a single text becomes a list with one entry."""
+    """Returns the texts as a list; a single string becomes a list with one entry."""
     return [texts] if isinstance(texts, str) else texts
 
 
@@ -267,7 +267,7 @@ class T5Tokenizer:
 
     Args:
         folder: The folder with tokenizer.json or spiece.model; the latter needs the "if" extra.
-        vocabulary: The text encoder's number of token embeddings.
+        vocabulary: The number of token embeddings in the text encoder.
 
     Raises:
         CheckpointError: Files are missing or broken, or the text encoder has too few embeddings.
@@ -313,8 +313,8 @@ class T5Tokenizer:
         """Tokenizes texts.
 
         Args:
-            texts: A text or a list of texts.
-            warn: Called with a message for each truncated text; None disables these warnings.
+            texts: A string or a list of strings.
+            warn: A function to call with a message for each truncated text; None disables these warnings.
 
         Returns:
             int32 [texts, 2, length]: the ids, and a mask that is 0 for padding. Longer texts are truncated, but keep
@@ -331,7 +331,7 @@ class ByteTokenizer:
     """ByT5's tokenizer: the id of a UTF-8 byte is its value plus 3, and the id of the end token is 1.
 
     Args:
-        vocabulary: The text encoder's number of token embeddings.
+        vocabulary: The number of token embeddings in the text encoder.
 
     Attributes:
         most: The maximum number of tokens, as in Paella's inference code.
@@ -354,8 +354,8 @@ class ByteTokenizer:
         """Tokenizes texts.
 
         Args:
-            texts: A text or a list of texts.
-            warn: Called with a message for each truncated text; None disables these warnings.
+            texts: A string or a list of strings.
+            warn: A function to call with a message for each truncated text; None disables these warnings.
 
         Returns:
             int32 [texts, 2, tokens]: the ids, and a mask that is 0 for padding. `tokens` is a multiple of `block`.
@@ -382,7 +382,7 @@ def _is_installed(library: str) -> bool:
 
 
 def truncation(length: int, text: str, cut: str) -> str:
-    """Returns the warning for a truncated text; `cut` is the part at the end that was ignored."""
+    """Returns the warning for a truncated text; `cut` is the ignored part at the end."""
     return f"the text encoder reads {length} tokens; cut from the end of {text[:40]!r}: {cut!r}"
 
 

@@ -1,4 +1,4 @@
-"""Tests the arguments of the pipelines with diffusers' interface: order, documentation and errors."""
+"""Tests the order, documentation and errors of the arguments in diffusers' interface."""
 
 import inspect
 

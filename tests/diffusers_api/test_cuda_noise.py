@@ -14,14 +14,14 @@ from support.cuda_noise import MOST, normal, philox
     ],
 )
 def test_philox(counter, key, expected):
-    """The expected values are the known answers that Philox's authors give for philox4x32 with 10 rounds."""
+    """The expected values are the known answers for philox4x32 with 10 rounds that Philox's authors published."""
     words = tuple(np.array([int(word, 16)], np.uint64) for word in counter.split())
     result = philox(words, tuple(int(word, 16) for word in key.split()))
     assert " ".join(f"{int(word[0]):08x}" for word in result) == expected
 
 
 def test_values_printed_by_torch():
-    """After torch.manual_seed(42), torch.randn(19, device="cuda") prints the expected values, to four digits."""
+    """The expected values are torch.randn(19, device="cuda") after torch.manual_seed(42), printed to four digits."""
     expected = [0.1940, 2.1614, -0.1721, 0.8491, -1.9244, 0.6530, -0.6494, -0.8175, 0.5280, -1.2753, -1.6621, -0.3033]
     expected += [-0.0926, 0.1992, -1.1204, 1.8577, -0.7145, 0.6881, 0.7968]
     noise = normal(42, (19,))

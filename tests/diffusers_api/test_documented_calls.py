@@ -1,4 +1,4 @@
-"""Runs the code blocks of diffusers' documentation on small checkpoints.
+"""Runs the code blocks from diffusers' documentation on small checkpoints.
 
 Every block that uses one of our pipelines either runs or is refused with a known message. Blocks are identified by
 their page and their index on the page.
@@ -33,14 +33,14 @@ from sega_jax.pipelines.execution.devices import Devices
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 PICTURE = Image.new("RGB", (8, 8), "red")
-# The code blocks in the docs run 50 steps in half precision. Here they run fewer steps and share a few compiled
-# programs.
+# The code blocks in diffusers' documentation run 50 steps in half precision. These tests run fewer steps and share a
+# few compiled programs.
 FEW = {"num_inference_steps": 2}
 XL_URL = f"https://huggingface.co/{XL}/blob/main/xl_base.safetensors"
 
 
 class Pasted:
-    """The environment in which a code block runs: the names that it imports, and checkpoints."""
+    """The environment in which a code block runs: it provides the imported names and the checkpoints."""
 
     def __init__(self, tmp_path):
         self.tmp_path = tmp_path
@@ -79,7 +79,7 @@ def pasted(hub, tmp_path, monkeypatch, one_device):
 
 
 def check_pictures(out):
-    """Checks that a call returned pictures that are not uniform, and returns them."""
+    """Checks that the pictures returned by a call are not uniform, and returns the pictures."""
     images = out.images
     assert len(images)
     assert all(image is not None and np.std(np.asarray(image)) > 0 for image in images)
@@ -533,7 +533,7 @@ def semantic(p):
     check_pictures(out)
 
 
-# For each page and group of blocks, the function that runs the blocks, and the error message if they are refused.
+# {page: {indices of blocks: the function that runs them, or (this function, the expected error message)}}.
 BLOCKS = {
     "stable_diffusion.md": {(0, 3): offloading, (1, 2, 4): schedulers},
     "using-diffusers/loading.md": {

@@ -57,7 +57,7 @@ def test_loras(pipe, lora, tmp_path):
     pipe.load_lora_weights(tmp_path, weight_name="one.safetensors")
     assert equal(pipe.pipeline.models, merge_lora(before, one))
     pipe.load_lora_weights(str(tmp_path / "two"), adapter_name="two")
-    assert equal(pipe.pipeline.models, merge_lora(before, two))  # only the newest one is active, as in diffusers
+    assert equal(pipe.pipeline.models, merge_lora(before, two))  # only the newest LoRA is active, as in diffusers
     assert pipe.get_active_adapters() == ["two"]
     pipe.set_adapters(["default_0", "two"])
     assert equal(pipe.pipeline.models, merge_lora(before, {one: 1, two: 1}))

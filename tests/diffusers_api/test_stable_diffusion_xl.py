@@ -1,4 +1,4 @@
-"""Tests that SemanticStableDiffusionXLPipeline equals the native pipeline and refuses unsupported arguments."""
+"""Tests that SemanticStableDiffusionXLPipeline matches the native pipeline and refuses unsupported arguments."""
 
 import jax
 import numpy as np

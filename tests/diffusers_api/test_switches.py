@@ -115,7 +115,7 @@ def test_devices(pipe):
 
 
 def test_accelerators_by_number(monkeypatch):
-    """There are two GPUs, and the pipeline is on the first one."""
+    """The test simulates two GPUs, with the pipeline on the first one."""
 
     class Device:
         platform = "gpu"
@@ -191,7 +191,7 @@ def test_generators(pipe, calls):
     several = Seeds([Generator().manual_seed(5)] * 3).value
     assert several[0] == 5
     assert len(set(several)) == 3
-    assert 0 <= Seeds(Generator()).value < 2**32  # the seed that an unseeded torch generator has
+    assert 0 <= Seeds(Generator()).value < 2**32  # the seed of an unseeded torch generator
     assert native_arguments(pipe, calls, generator=[Generator().manual_seed(s) for s in (7, 8)])["seed"] == [7, 8]
     assert native_arguments(pipe, calls, generator=5)["seed"] == 5
     with pytest.raises(StopIteration):
@@ -247,7 +247,7 @@ def test_schedulers(pipe):
     assert isinstance(pipe.scheduler, DPMSolverMultistepScheduler)
     assert not isinstance(pipe.scheduler, DDIMScheduler)
     assert pipe.scheduler.options["use_karras_sigmas"]
-    # Options that were set explicitly are passed on to the next class.
+    # Options that were set explicitly are passed on to the next scheduler.
     chosen = DDIMScheduler.from_config(pipe.scheduler, timestep_spacing="trailing")
     assert EulerDiscreteScheduler.from_config(chosen.config).options["timestep_spacing"] == "trailing"
     assert DDIMScheduler(beta_start=0.001).options["beta_start"] == 0.001

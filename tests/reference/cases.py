@@ -56,7 +56,7 @@ CAPTIONS[:, 0] = tiny.TEXT["bos_token_id"]
 
 
 def unet_inputs(name):
-    """Returns x (with even height and width), timesteps, texts, and the noise levels or None."""
+    """Returns x (with even height and width), the timesteps, the texts, and the noise levels (or None)."""
     config, labels = UNETS[name]
     width = config.get("encoder_hid_dim") or config["cross_attention_dim"]
     return _noise(11, 2, 4, 6, config["in_channels"]), INPUTS["timestep"], _noise(12, 2, 7, width), labels
@@ -127,7 +127,8 @@ SCHEDULES = {
     "ipndm": (tiny.WITHOUT_BETAS["IPNDM"], 8, 0.0),
 }
 
-# Stages of DeepFloyd-IF and the x4 upscaler: (steps, guidance scale, noise level, the scheduler that adds this noise).
+# Settings for DeepFloyd-IF's stages and the x4 upscaler: (steps, guidance scale, noise level, the scheduler that adds
+# this noise).
 STAGES = {
     "stage1": (6, 5.0, None, None),
     "stage2": (5, 4.0, 250, {"_class_name": "DDPMScheduler", **tiny.COSINE}),
@@ -140,9 +141,10 @@ INITIAL, ON_SMALL = 2**32 - 1, 2**32 - 2
 
 
 def fresh(tag, *shape):
-    """Returns the noise [1, *shape] that a row with seed 0 draws.
+    """Returns the noise [1, *shape] that is drawn for a row with seed 0.
 
-    The tag is the index of a call, `INITIAL`, or `ON_SMALL` for the noise added to the small picture at the first call.
+    The tag is the index of a call, `INITIAL` for the initial noise, or `ON_SMALL` for the noise added to the small
+    picture at the first call.
     """
     key = jax.random.fold_in(jax.random.key(0), tag)
     key = jax.random.fold_in(key, 0) if tag == ON_SMALL else key

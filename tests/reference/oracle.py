@@ -9,7 +9,7 @@ def guidance(
 ):
     """Returns the guidance that the concepts add to one picture's estimate at every call, [calls, *space, channels].
 
-    diffusers uses one momentum for all concepts, with the settings of the first concept.
+    In diffusers, all concepts share one momentum, which has the settings of the first concept.
 
     Args:
         uncond: the unconditional predictions, [calls, *space, channels].
@@ -46,6 +46,6 @@ def guidance(
 
 
 def above(psi, threshold, axes, magnitude=None):
-    """Returns psi, set to 0 where its magnitude is below the quantile over the axes."""
+    """Returns psi with all values set to 0 where the magnitude is below the quantile over the given axes."""
     magnitude = np.abs(psi) if magnitude is None else magnitude
     return np.where(magnitude >= np.quantile(magnitude, threshold, axis=axes, keepdims=True), psi, 0)

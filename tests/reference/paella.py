@@ -37,13 +37,13 @@ def paella(name):
 
 
 def paella_inputs(name):
-    """Returns grids of tokens, and their noise levels."""
+    """Returns token grids and their noise levels."""
     batch, rng = len(CONDITIONS[name]["byt5"]), np.random.default_rng(10)
     size = (8, 16) if batch > 1 else (16, 8)
     return rng.integers(0, 20, (batch, *size)), np.array([1.0, 0.37], np.float32)[-batch:]
 
 
-# {path: input channels}, for each kind of block in Paella's denoiser.
+# {path: number of input channels} for each kind of block in Paella's denoiser.
 BLOCKS = {
     "down_blocks.0.0": 8,
     "down_blocks.0.1": 8,
@@ -64,7 +64,7 @@ WIDE_BLOCKS = {"up_blocks.1.0": 1280, "up_blocks.1.1": 1280, "up_blocks.1.2": 12
 
 
 def block_inputs(channels, std, level=9, text=14):
-    """Returns x and a skip with `channels` channels, the embedded noise level, and the tokens of a condition."""
+    """Returns x and a skip tensor with `channels` channels each, an embedded noise level, and a condition's tokens."""
     picture = [np.float32(std) * _noise(seed, 1, 4, 6, channels) for seed in (11, 12)]
     return *picture, _noise(13, 1, level), _noise(14, 1, 5, text)
 
@@ -77,9 +77,9 @@ def prior_block_input(std):
     return np.float32(std) * _noise(15, 2, 31)
 
 
-# Runs of the two public samplers with a batch of two: the text of each branch, and the random numbers. The runs are
-# recorded in float64 only, where no two tokens have equal probability. The temperatures are high, so that the random
-# numbers matter.
+# Inputs for runs of the two public samplers with a batch of two: the text of each branch, and the random numbers. The
+# runs are recorded in float64 only, where no two tokens have equal probability. The temperatures are high, so that the
+# random numbers matter.
 BRANCHES = {
     "uncond": {"byt5": _noise(21, 1, 1, 18), "clip": _noise(22, 1, 12)},
     "cond": {"byt5": _noise(23, 1, 7, 18), "clip": _noise(24, 1, 12), "clip_image": _noise(25, 1, 12)},
@@ -89,7 +89,7 @@ START = np.random.default_rng(28).integers(0, 20, (2, 4, 8))
 GUMBEL = np.random.default_rng(29).gumbel(size=(6, *START.shape, 20))
 UNIFORM = np.random.default_rng(30).random((6, *START.shape))
 CFG, TEMPERATURE = 8.0, (9.0, 2.0)
-# The published sampler, and the sampler by the authors of semantic guidance, in which threshold and momentum have no
+# The published sampler, and the sampler by the authors of semantic guidance, where threshold and momentum have no
 # effect.
 SAMPLERS = {
     "published": {"steps": 5, "renoise_steps": 4},
@@ -109,12 +109,12 @@ PRIOR = (_noise(19, 2, 12), np.array([1.0, 0.37], np.float32), _noise(20, 2, 12)
 
 @cache
 def recorded(dtype):
-    """Returns {name: array} for `paella_DTYPE.npz`."""
+    """Returns the arrays in `paella_DTYPE.npz` as {name: array}."""
     with np.load(HERE / f"paella_{dtype}.npz") as file:
         return dict(file)
 
 
 def published(network):
-    """Returns {name: shape} for the tensors of a published file."""
+    """Returns the shapes of the tensors in a published file as {name: shape}."""
     lines = (HERE / PUBLISHED[network]).read_text().splitlines()
     return {name: tuple(map(int, shape)) for name, *shape in map(str.split, lines)}

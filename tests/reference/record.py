@@ -3,7 +3,7 @@
     pip install -e ".[parity]" && python tests/reference/record.py
 
 The script writes `tests/reference/*.npz` (float32, channels last), and the files `xl_*.txt`, which list the names and
-shapes of all tensors of Stable Diffusion XL base. The stored files were made with torch 2.13.0, diffusers 0.42.1 and
+shapes of all tensors in Stable Diffusion XL base. The stored files were made with torch 2.13.0, diffusers 0.42.1 and
 transformers 5.23.0 on a CPU. The weights come from `tests/support/tiny.py`, the inputs from `cases.py` in this folder.
 """
 
@@ -214,7 +214,7 @@ def xl():
 
 
 def xl_names():
-    """Yields each network and a list of its tensors, with their names in published files.
+    """Yields each network and a list of its tensors, with the names that they have in the published files.
 
     In those files, the names of the first text encoder's tensors start with "text_model."; transformers 5 omits this
     prefix.

@@ -1,10 +1,11 @@
-"""Records the initial noise of the pictures that diffusers published for its semantic guidance.
+"""Records the initial noise of the reference pictures that diffusers published for its semantic guidance.
 
     python tests/reference/record_cuda_noise.py FOLDER
 
-The script needs an NVIDIA GPU and torch, but not diffusers. For the seeds of the three pictures, it writes `SEED.npy`
-(float32 [1, 64, 64, 4], channels last, 64 KB each) and the digests. It then compares them with the noise in the
-library, which this script recorded on an H200 with torch 2.11. `sega-jax verify MODEL --noise FOLDER` reads the folder.
+The script needs an NVIDIA GPU and torch, but not diffusers. For each of the three pictures, it writes the noise to
+`SEED.npy` (float32 [1, 64, 64, 4], channels last, 64 KB). It also writes the digests of these files. Finally, it
+compares this noise with the noise in the library, which was recorded by this script on an H200 with torch 2.11.
+`sega-jax verify MODEL --noise FOLDER` reads the folder.
 
 In diffusers 0.14, `prepare_latents` called `randn_tensor` with the shape (1, 4, 64, 64), the text embeddings' dtype
 (float32), and a generator on the GPU, which drew all the noise in a single operation. This script does the same.
@@ -22,7 +23,7 @@ from sega_jax.diffusers_api.published_pictures import PICTURES, SUMS, noise
 from sega_jax.text.files import sha256
 
 SHAPE = (1, 4, 64, 64)
-# The largest allowed difference between the noise drawn on two GPUs.
+# The largest allowed difference between noise drawn on different GPUs.
 TOLERANCE = 1e-5
 
 
@@ -33,7 +34,7 @@ def draw(seed: int, device: str) -> torch.Tensor:
 
 
 def record(folder: Path, device: str = "cuda") -> None:
-    """Writes the noise of all pictures and their digests."""
+    """Writes the noise for all pictures, and the digests of the files."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for picture in PICTURES:

@@ -169,7 +169,7 @@ def prior(net):
 
 
 class Watched:
-    """A denoiser that records the prompt branch's grid in every call."""
+    """A denoiser that records the prompt branch's grid at every call."""
 
     def __init__(self, net):
         self.net, self.grids, self.num_labels = net, [], net.num_labels

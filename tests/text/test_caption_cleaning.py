@@ -30,7 +30,7 @@ def test_no_warnings_about_captions_that_look_like_links(recwarn):
 
 @pytest.mark.usefixtures("libraries")
 def test_text_with_a_broken_declaration_is_cleaned():
-    """In diffusers, such a text raises bs4's ParserRejectedMarkup."""
+    """In diffusers, cleaning such a text raises bs4's ParserRejectedMarkup."""
     assert clean("A cat <![x in a hat") == "a cat <! x in a hat"
 
 

@@ -145,7 +145,7 @@ def test_deeply_nested_brackets_are_refused(text):
 
 @pytest.mark.parametrize("text", ["(a) ", "(a:1.2) ", "[b]", "a)", ":", "a:1", "\\(", "(((a)))"])
 def test_work_is_linear_in_the_length(text):
-    """Twice as many brackets need about twice as many steps of the interpreter."""
+    """Parsing twice as many brackets takes about twice as many interpreter steps."""
 
     def steps(count):
         lines = 0
