@@ -1,1 +1,1 @@
-"""Schedules, guidance, solvers and the sampling loop, all implemented as functions of arrays."""
+"""Schedules, guidance, solvers and the sampling loop, all implemented as functions on arrays."""

@@ -14,7 +14,7 @@ class Kind:
     """The type and range of an argument's values.
 
     Subclasses define how values are checked, read from the command line and stored in tables. The base class accepts
-    every value.
+    any value.
 
     Example:
         >>> from sega_jax import Kind
@@ -30,9 +30,9 @@ class Kind:
     """
 
     column = "string"  # the column's type in a table of records
-    metavar = "TEXT"  # the placeholder for the value in the command line's help
+    metavar = "TEXT"  # the placeholder for the value in the command-line help
     shell_hint = ""  # a sentence that explains how to write the shell option; it follows the help text
-    flag_value: str | None = None  # the value if the option is given without a value; None if a value is required
+    flag_value: str | None = None  # the value to use if the option is given alone; None if a value is required
     of_files = False  # whether the values are file names
 
     @property
@@ -75,7 +75,7 @@ class Kind:
         return []
 
     def label(self, value: Any) -> Any:
-        """Returns a value's label for sheets and plots. File names are shown without their folders."""
+        """Returns a label for a value, for sheets and plots. File names are shown without their folders."""
         return value
 
     def known(self, path: str) -> dict[str, Any]:
@@ -104,11 +104,11 @@ class Kind:
         return repr(value) if isinstance(value, float) else str(value)
 
     def columns(self, name: str) -> dict[str, str]:
-        """Returns the names and types of the columns that store the argument in a table."""
+        """Returns the names and types of the table columns that store the argument."""
         return {name: self.column}
 
     def cells(self, name: str, value: Any) -> dict[str, Any]:
-        """Returns a value's entries in the argument's columns, {column: entry}."""
+        """Returns a value's entries in the argument's columns, as {column: entry}."""
         return {name: value}
 
 
@@ -249,7 +249,7 @@ class Words(Kind):
 
 @dataclasses.dataclass(frozen=True)
 class Pair(Kind):
-    """Two numbers of the same kind. With `alone`, a single number is used for both.
+    """Two numbers of the same kind. If `alone` is true, a single number is used for both.
 
     Example:
         >>> from sega_jax import Integer, Pair

@@ -40,15 +40,15 @@ class Argument:
         kind: The type and range of its values.
         help: Its effect, as a lower-case phrase without a full stop.
         unit: The unit of its values, such as "pixels".
-        varies: "row" if each picture of a batch may have its own value, "call" if all pictures share one, "program" if
-            a new value compiles a new program.
+        varies: "row" if each picture in a batch may have its own value, "call" if all pictures share one value,
+            "program" if each new value requires a new compiled program.
         sweep: Whether a sweep may vary it.
         shell: Whether the command line has an option for it.
         of_edits: Whether it has no effect on pictures without edits.
         of_text: Whether it changes how texts are encoded.
         of_negative: Whether an argument with `of_text` also applies to negative prompts.
-        later: Whether it was added after sweeps had already named pictures by hashes of their arguments. The hashes
-            omit such an argument if it has its default value, so that existing pictures keep their names.
+        later: Whether it was added when existing sweeps had already named pictures by hashes of their arguments. The
+            hashes omit such an argument if it has its default value, so that existing pictures keep their names.
         name: The name of the field.
         default: The default of the field, or REQUIRED.
         default_text: The text that documentation shows for the default if the value itself is unsuitable, such as a
@@ -146,13 +146,13 @@ def required(kind: Kind, help: str, **declared: Any) -> dict[str, Argument]:
 
 
 def changed(cls: type, name: str, default: Any, **declared: Any) -> Any:
-    """Redeclares an inherited argument with another default.
+    """Redeclares an inherited argument with a different default.
 
     Args:
         cls: The dataclass that declares the argument.
         name: The name of the argument.
         default: Its new default.
-        declared: Further attributes of `Argument` to replace.
+        declared: Other attributes of `Argument` to replace.
 
     Returns:
         The field to put in the body of the subclass.
@@ -219,7 +219,8 @@ def unknown_arguments(
         cls: The dataclass.
         names: The names to check.
         what: The function or object that takes the arguments, as named in error messages.
-        elsewhere: A function that returns a hint if another function has an argument of this name, and None otherwise.
+        elsewhere: A function that takes a name and returns a hint if another function has an argument of that name, and
+            None otherwise.
 
     Raises:
         TypeError: A name is unknown. The message contains the hint, a similar name, or all known names.
@@ -241,7 +242,7 @@ def takes(
     Editors and `help` show all arguments, because the signature and the docstring are derived from the dataclass.
 
     Args:
-        declaration: A dataclass whose fields are declared by `argument`.
+        declaration: A dataclass whose fields are declared with `argument`.
         what, elsewhere: See `unknown_arguments`.
     """
 

@@ -12,10 +12,10 @@ LARGEST = float(np.finfo(np.float32).max)  # the compiled programs compute in fl
 
 
 def check_text(name: str, text: str) -> str:
-    """Returns a text.
+    """Returns `text` if it is valid Unicode.
 
     Raises:
-        ValueError: it is not valid Unicode.
+        ValueError: `text` is not valid Unicode.
     """
     try:
         text.encode()
@@ -45,7 +45,7 @@ def check_float(name: str, value: Any, low: float = -math.inf, high: float = mat
 
     Raises:
         TypeError: `value` is not a number.
-        ValueError: `value` is not finite, out of range, or beyond the range of float32.
+        ValueError: `value` is out of range, not finite, or beyond the range of float32.
     """
     limit = "a finite number"
     if low != -math.inf:
@@ -76,7 +76,7 @@ def check_choice(name: str, value: Any, known: Sequence[Any], also: str = "") ->
     """Returns `value` if it is one of `known`.
 
     Args:
-        also: A description of other accepted values, which is appended to the list in the error message.
+        also: A description of other accepted values, to append to the list in the error message.
 
     Raises:
         ValueError: `value` is not one of `known`. The message suggests a similar name, if there is one.
@@ -93,7 +93,7 @@ def did_you_mean(name: Any, known: Iterable[str], plain: Callable[[str], str] = 
     similar.
 
     Args:
-        plain: A function that reduces a name to its essential letters, without optional parts and spelling variants.
+        plain: A function that reduces a name to its essential letters, ignoring optional parts and spelling variants.
     """
     if not isinstance(name, str) or not plain(name):
         return ""
@@ -115,7 +115,7 @@ def is_sequence(value: Any) -> bool:
 
 
 def brief(value: Any) -> str:
-    """Returns the value's repr in at most 80 characters."""
+    """Returns the value's repr, shortened to at most 80 characters."""
     try:
         text = repr(value)
     except ValueError:  # Python cannot print integers with more than 4300 digits

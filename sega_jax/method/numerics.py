@@ -1,4 +1,4 @@
-"""Checks of floating-point arrays, and the dtype for sums: at least float32, even for arrays in half precision."""
+"""Checks floating-point arrays, and chooses the dtype for sums: at least float32, even for half-precision arrays."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ _EXPONENTS = {
     np.dtype(np.float16): (np.uint16, 0x7C00),
     np.dtype(jnp.bfloat16): (np.uint16, 0x7F80),
 }
-# The number of entries that `is_finite` reads at a time, small enough to fit in a processor's cache.
+# The number of entries that `is_finite` reads at a time; this many fit in a processor's cache.
 _PART = 2**17
 
 
@@ -30,8 +30,8 @@ def is_floating(dtype: np.dtype) -> bool:
 
 
 def is_finite(array: np.ndarray) -> bool:
-    """Returns whether all entries of a floating-point host array are finite. The check is fast even for half
-    precision."""
+    """Returns whether all entries of a floating-point host array are finite. The check is fast even for half-precision
+    arrays."""
     integer, mask = _EXPONENTS[array.dtype]
     entries = np.ascontiguousarray(array).reshape(-1).view(integer)
     parts = (entries[start : start + _PART] for start in range(0, entries.size, _PART))
@@ -51,7 +51,7 @@ def floating(name: str, value: Any, axes: str) -> np.ndarray:
     """
     try:
         array = np.asarray(value)
-    except (TypeError, ValueError, RuntimeError):  # torch raises RuntimeError for tensors with gradients
+    except (TypeError, ValueError, RuntimeError):  # torch raises RuntimeError for tensors that require gradients
         array = np.asarray(None)
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))

@@ -18,7 +18,7 @@ class Carry(NamedTuple):
     """The state of the loop between model calls."""
 
     x: jax.Array  # [batch, *space, channels], the noisy state, float32 or wider
-    guidance: Any  # the guidance's state; for SEGA, the number of calls and a momentum for each concept
+    guidance: Any  # the guidance state; for SEGA, the number of calls and a momentum for each concept
     solver: Any  # the solver's state
 
 
@@ -43,7 +43,7 @@ def sample(
         denoise: (x, row) -> the predictions of all branches at this x.
         guidance: Turns the unconditional prediction into the guided estimate.
         solver: Turns x and the guided estimate into the next x.
-        carry: The state to start from, for example the state that an earlier call of this function returned.
+        carry: The state to start from, for example the state that an earlier call to this function returned.
         table: Rows of the schedule, stacked on a leading axis [calls].
         draw: (row, shape) -> standard normal noise for this call.
         keep: (x, predictions, guided estimate, guidance state) -> a pytree of arrays to record. x and the state are

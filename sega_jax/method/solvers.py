@@ -42,8 +42,8 @@ def _like(x: jax.Array, coefficients: Any) -> Any:
 def ddim(eta: Any = 0.0) -> Solver:
     """Returns the DDIM solver (Song et al. 2021, eq. 12).
 
-    x0 is clipped or thresholded if the table says so. As in diffusers' default, eps comes directly from the network's
-    output and not from the clipped x0. DeepFloyd-IF's original DDIM derives eps from the thresholded x0.
+    x0 is clipped or thresholded if the table requires it. As in diffusers by default, eps comes directly from the
+    network's output and not from the clipped x0. DeepFloyd-IF's original DDIM derives eps from the thresholded x0.
 
     Args:
         eta: The share of fresh noise, either a number in [0, 1] or an array [batch].
@@ -101,7 +101,7 @@ def _towards(x: jax.Array, estimate: jax.Array, x0: jax.Array, sigma: jax.Array,
 
 
 def multistep(eta: Any = 0.0, *, memory: int = 3) -> Solver:
-    """Returns the solver for all linear multi-step methods, which uses the formula in
+    """Returns the solver for all linear multi-step methods, based on the formula in
     `sega_jax.method.schedules.MultistepRow`.
 
     If the network predicts the variance, `aux` holds it as [batch, *space, channels] in [-1, 1], where -1 means the
@@ -185,14 +185,14 @@ def renoise(eta: Any = 0.0, *, choice: str = "sample", codebook: jax.Array | Non
 
 
 def _distances(points: jax.Array, codes: jax.Array) -> jax.Array:
-    """Returns the squared distances [..., labels] between points [..., channels] and codes [labels, channels], without
-    the squared norm of each point, which is the same for all codes."""
+    """Returns the squared distances [..., labels] between points [..., channels] and codes [labels, channels]. The
+    squared norm of each point is left out, because it is the same for all codes."""
     lengths = (codes**2).sum(-1).reshape((1,) * (points.ndim - 1) + (-1,))
     return lengths - 2 * jnp.tensordot(points, codes.T, 1, precision="highest")
 
 
 def _bounded(x: jax.Array, coefficients: Any) -> jax.Array:
-    """Clips x [batch, *space, channels] to `clip`, or applies the dynamic threshold of `Threshold`.
+    """Clips x [batch, *space, channels] to `clip`, or applies the dynamic threshold that `Threshold` describes.
 
     A table without thresholds has a different tree structure, so its compiled program does not sort anything.
     """

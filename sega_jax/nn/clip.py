@@ -14,7 +14,7 @@ from sega_jax.nn.layers import ACTIVATIONS, Conv, Embed, LayerNorm, Linear, atte
 
 _TEXT_MODELS = (None, "clip_text_model", "clip")
 _CHOICES = {"hidden_act": tuple(ACTIVATIONS)}
-# Tensors in complete CLIP files that a text encoder does not need.
+# Tensors that complete CLIP files contain but text encoders do not need.
 _OF_PICTURES = re.compile(r"vision_model\.|visual_projection\.|logit_(scale|bias)$")
 _UNUSED = re.compile(rf"{_OF_PICTURES.pattern}|text_projection(\.weight)?$")
 
@@ -145,7 +145,7 @@ class Encoder(nnx.Module):
         return before, x
 
     def earlier(self, x: jax.Array, skip: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns the hidden states `skip` layers before the last one, and the last hidden states.
+        """Returns the hidden states from `skip` layers before the last one, and the last hidden states.
 
         Args:
             skip: int32 [batch], from 0 to the number of layers.
@@ -172,8 +172,8 @@ class CLIPTextModel(nnx.Module):
     """CLIP's text encoder.
 
     `__call__(ids, skip=None)`: int32 [batch, tokens] -> the last hidden state after the final LayerNorm,
-    [batch, tokens, hidden_size]. With `skip`, int32 [batch], the hidden state `skip` layers before the last is returned
-    instead, with the same norm applied. Attention is causal and does not mask padding, as in Stable Diffusion.
+    [batch, tokens, hidden_size]. With `skip`, int32 [batch], the hidden state `skip` layers before the last one is
+    returned instead, with the same norm applied. Attention is causal and does not mask padding, as in Stable Diffusion.
     """
 
     def __init__(self, config: CLIPTextConfig):
@@ -200,8 +200,8 @@ class CLIPTextModel(nnx.Module):
         return self.final_layer_norm(self.encoder(x) if skip is None else self.encoder.earlier(x, skip)[0])
 
     def penultimate(self, ids: jax.Array, skip: jax.Array | None = None) -> jax.Array:
-        """Returns the hidden states before the last layer, [batch, tokens, hidden_size], which Stable Diffusion XL
-        uses.
+        """Returns the hidden states before the last layer, [batch, tokens, hidden_size], as Stable Diffusion XL
+        requires.
 
         The final LayerNorm is not applied. With `skip`, int32 [batch], the hidden states `skip` layers earlier are
         returned.
@@ -209,8 +209,8 @@ class CLIPTextModel(nnx.Module):
         return self.two_states(ids, skip)[0]
 
     def two_states(self, ids: jax.Array, skip: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        """Returns the hidden states of `penultimate` and the hidden states after the last layer. The final LayerNorm is
-        applied to neither."""
+        """Returns the result of `penultimate` and the hidden states after the last layer, both without the final
+        LayerNorm."""
         x = self.embeddings(ids)
         return self.encoder.last_two(x) if skip is None else self.encoder.earlier(x, skip + 1)
 
@@ -219,9 +219,9 @@ class CLIPTextModelWithProjection(nnx.Module):
     """CLIP's text encoder with a projection into the joint embedding space of texts and pictures.
 
     `__call__(ids)`: int32 [batch, tokens] -> unnormalised text embeddings [batch, projection_dim]: the projected hidden
-    states at the first end tokens. The end token is `eos_token_id`. If that is 2, as in published configs, the end
-    token is instead the token with the largest id, as in CLIP's own vocabulary. Padding comes after the end token and
-    has no effect.
+    states at the first end tokens. The end token is `eos_token_id`. If `eos_token_id` is 2, as in published configs,
+    the end token is instead the token with the largest id, as in CLIP's own vocabulary. Padding comes after the end
+    token and has no effect.
     """
 
     def __init__(self, config: CLIPTextConfig):

@@ -1,4 +1,4 @@
-"""Reads a network's config.json into a NamedTuple, and raises errors for unsupported values."""
+"""Reads a network's config.json into a NamedTuple and raises errors for unsupported values."""
 
 import math
 import types
@@ -11,7 +11,7 @@ T = TypeVar("T", bound=NamedTuple)
 M = TypeVar("M")
 
 # The maximum number of levels, and the maximum number of layers in a level. All known networks have fewer of both, and
-# a network of this size still builds quickly.
+# building a network of this size is still quick.
 _MOST = 100
 
 
@@ -36,7 +36,7 @@ def build(
         fixed: {option: supported values} for options that are not fields.
         choices: {field: supported values}.
         ignored: Options that do not affect inference.
-        may_be_zero: Fields that may be 0 although their default is not 0.
+        may_be_zero: Fields that may be 0 even though their default is not 0.
         strict: Whether to warn about unknown options, which may indicate an unsupported part of the network.
 
     Raises:
@@ -92,7 +92,8 @@ def built(value: Mapping[str, Any] | M, module: Callable[..., M], config: Any, *
 def written(config: Any) -> dict[str, Any]:
     """Returns the fields of a config's NamedTuple as the contents of a config.json.
 
-    Fields whose default is 0, "" or () are omitted if they have this value. In other fields, "" and () become null.
+    Fields whose default is 0, "" or () are omitted if they have their default value. In other fields, "" and () become
+    null.
     """
     fields = {
         name: written(value) if isinstance(value, tuple) and hasattr(value, "_fields") else value
@@ -115,7 +116,7 @@ def _tuples(value: Any) -> Any:
 
 
 def _is(value: Any, kind: Any, least: int) -> bool:
-    """Returns whether a JSON value has the annotated type, with integers and lengths of at least `least`."""
+    """Returns whether a JSON value has the annotated type, and its integers and lengths are at least `least`."""
     if isinstance(kind, types.UnionType):
         return any(_is(value, option, least) for option in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:

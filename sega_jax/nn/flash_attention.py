@@ -15,7 +15,7 @@ _BLOCKS = (512, 384, 256, 128)
 def flash(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, causal: bool) -> jax.Array:
     """Computes attention on a TPU, or in Pallas' interpret mode.
 
-    It supports reverse-mode gradients, but neither forward-mode nor second derivatives.
+    It supports reverse-mode gradients, but neither forward-mode gradients nor second derivatives.
 
     Args:
         q, k, v: [batch, positions, heads, width], in bfloat16 or float32.
@@ -48,7 +48,7 @@ def _padded(x: jax.Array) -> jax.Array:
 
 
 def _blocks(kernel: Any, queries: int, keys: int) -> Any:
-    """Returns the block sizes of the kernel. They are large, because fewer blocks run faster.
+    """Returns the block sizes of the kernel. Blocks are large, because the kernel runs faster with fewer blocks.
 
     The backward pass uses the kernel's default sizes, because other sizes give wrong gradients.
     """

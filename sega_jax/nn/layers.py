@@ -17,7 +17,7 @@ from sega_jax.nn.flash_attention import flash
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """Computes the exact gelu, x Phi(x), with erf and in at least float32, as torch does.
+    """Computes the exact gelu, x Phi(x), using erf in at least float32, as torch does.
 
     `jax.nn.gelu` uses erfc, a long polynomial that XLA splits into about twenty passes over memory on a GPU, and rounds
     intermediate values to half precision if x is in half precision.
@@ -47,7 +47,7 @@ _AXES = ("NHWC", "HWIO", "NHWC")
 _LOGITS = 2**28
 # Attention with fewer logits uses XLA, because XLA is then faster than cuDNN: 30 us instead of 48 us for 1.6 million
 # logits (3 rows, 8 heads, 256 positions of width 160) on an H100, and 44 us instead of 91 us for 3.9 million on an
-# H200. For 16 million logits, XLA takes 189 us and cuDNN 89 us. On TPUs, the limit was not measured.
+# H200. For 16 million logits, XLA takes 189 us and cuDNN 89 us. The limit has not been measured on TPUs.
 _FLASH = 2**22
 
 
@@ -59,7 +59,7 @@ def along(vector: jax.Array, x: jax.Array) -> jax.Array:
 def spread(x: jax.Array, like: jax.Array) -> jax.Array:
     """Repeats every row of x [rows, ...] once for each of its adjacent branches in `like` [rows x branches, ...].
 
-    It is used to combine activations that are the same for all branches with activations that differ.
+    It is used to combine activations that are the same for all branches with activations that differ between branches.
     """
     return x if len(x) >= len(like) else jnp.repeat(x, len(like) // len(x), 0)
 
@@ -124,8 +124,8 @@ class Conv(nnx.Module):
         )
 
     def _by_shifts(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        """Computes a convolution with one output for each group as a sum of shifted products, because XLA's convolution
-        processes the groups one by one on a CPU."""
+        """Computes, as a sum of shifted products, a convolution with one output for each group, because XLA's
+        convolution processes the groups one by one on a CPU."""
         (rows, columns, inputs, _), wider = kernel.shape, at_least_float32(x.dtype)
         x = jnp.pad(x, ((0, 0), *self.padding, (0, 0))).astype(wider)
         x = x.reshape(*x.shape[:3], self.groups, inputs)
@@ -138,7 +138,7 @@ class Conv(nnx.Module):
 
 
 class DoublingConv(nnx.Module):
-    """A transposed convolution of stride 2 that doubles the height and width of [batch, height, width, in].
+    """A transposed convolution with stride 2 that doubles the height and width of [batch, height, width, in].
 
     It equals torch's layer with size 2 and no padding, or size 4 and padding 1. The kernel is (height, width, out, in).
     """
@@ -173,9 +173,9 @@ class GroupNorm(nnx.Module):
         """Returns the mean and variance of each channel's group, [batch, 1, ..., channels].
 
         Moments are computed for each channel and then combined (Chan et al. 1979), because splitting the channel axis
-        of x would make a GPU change its layout. With `one_pass`, the variance is E[(x - a)²] - (mean - a)², where a is
-        x at the first position. This loses only digits that a half-precision x does not have. With a = 0, the variance
-        would lose all significant digits if the mean is large.
+        of x would change its layout on a GPU. With `one_pass`, the variance is E[(x - a)²] - (mean - a)², where a is x
+        at the first position. This loses only digits that a half-precision x does not have. With a = 0, the variance
+        loses all significant digits if the mean is large.
         """
         positions, shape = tuple(range(1, x.ndim - 1)), (len(x), *(1,) * (x.ndim - 2), -1)
 
@@ -242,7 +242,7 @@ def attend(
         mask: bool [batch, keys], True for the keys to attend to (at least one in each row); None means all keys.
         implementation: "xla" runs everywhere. "cudnn" uses cuDNN's kernels on a GPU in half precision, for head widths
             that they support on all GPUs. "pallas" uses JAX's kernel on a TPU in bfloat16 or float32. In all other
-            cases, and below `_FLASH` logits, "cudnn" and "pallas" use XLA.
+            cases, and for fewer than `_FLASH` logits, "cudnn" and "pallas" use XLA.
     """
     width, logits = query.shape[-1] // heads, len(query) * heads * query.shape[1] * key.shape[1]
     q, k, v = (x.reshape(*x.shape[:2], heads, width) for x in (query, key, value))
@@ -274,7 +274,7 @@ def _attend_one(row: tuple[jax.Array, jax.Array, jax.Array, jax.Array | None], c
 
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, causal: bool) -> jax.Array:
-    """Computes the attention of [batch, positions, heads, width] with all logits in memory at once."""
+    """Computes attention over [batch, positions, heads, width] with all logits in memory at once."""
     # JAX's attention function would compute the softmax in float32 even for float64 inputs.
     logits = jnp.einsum("bqhc,bkhc->bhqk", q, k, preferred_element_type=at_least_float32(q.dtype))
     logits = logits / math.sqrt(q.shape[-1])
@@ -307,7 +307,7 @@ class Attention(nnx.Module):
 
 
 class ResnetBlock(nnx.Module):
-    """Two convolutions and a shortcut. With `embedding`, the projected time embedding is added between them."""
+    """Two convolutions and a shortcut; the projected time embedding, if any, is added between the convolutions."""
 
     def __init__(self, inputs: int, outputs: int, *, embedding: int | None, groups: int, eps: float, activation: str):
         self.activation = activation
@@ -330,7 +330,7 @@ class ResnetBlock(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """A convolution of stride 2, named `conv` as in diffusers."""
+    """A convolution with stride 2, named `conv` as in diffusers."""
 
     def __init__(self, channels: int, *, padding=1):
         self.conv = Conv(channels, channels, stride=2, padding=padding)
@@ -340,8 +340,8 @@ class Downsample(nnx.Module):
 
 
 class Upsample(nnx.Module):
-    """Nearest-neighbour upsampling by two, then a convolution of size 3, named `conv` as in diffusers. `size`, the
-    height and width of the result, may each be one less than twice the height and width of x."""
+    """Nearest-neighbour upsampling by two, then a 3 x 3 convolution, named `conv` as in diffusers. `size` is the height
+    and width of the result; each may be one less than twice that of x."""
 
     def __init__(self, channels: int):
         self.conv = Conv(channels, channels)

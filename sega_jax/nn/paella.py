@@ -94,7 +94,7 @@ class Condition(NamedTuple):
 
 
 class Projected(NamedTuple):
-    """A condition projected by one attention block, shared by all noise levels and grids."""
+    """A condition projected by one attention block, valid for all noise levels and grids."""
 
     keys: jax.Array  # [batch, tokens, channels]
     values: jax.Array  # [batch, tokens, channels]
@@ -128,7 +128,7 @@ def wave(r: jax.Array, channels: int) -> jax.Array:
 
 
 class _Inputs(NamedTuple):
-    """The inputs of a block in addition to x."""
+    """A block's inputs other than x."""
 
     level: jax.Array  # the embedded noise level, [batch, c_r]
     text: Condition | Projected | None
@@ -175,7 +175,7 @@ class ResBlock(FeedForward):
     """A depthwise convolution followed by the layers of `FeedForward`; the residual is x.
 
     With a skip connection, output g depends on the channels 2g and 2g + 1 of [x, skip], so the first half of the
-    outputs depends on x only, and the second half on the skip connection only.
+    outputs depends only on x, and the second half depends only on the skip connection.
     """
 
     def __init__(self, channels: int, *, skips: bool):
@@ -192,7 +192,7 @@ class ResBlock(FeedForward):
 
 
 class TimestepBlock(nnx.Module):
-    """Scales and shifts channels depending on the noise level."""
+    """Scales and shifts channels, depending on the noise level."""
 
     def __init__(self, channels: int, level: int):
         self.mapper = Linear(level, 2 * channels)
@@ -352,7 +352,7 @@ class Paella(nnx.Module):
     def __call__(self, x: jax.Array, r: jax.Array, text: Condition | Sequence[Projected]) -> jax.Array:
         c, dtype = self.config, self.byt5_mapper.kernel[...].dtype
         if x.shape[1] % c.factor or x.shape[2] % c.factor:
-            raise ValueError(f"the grid has {x.shape[1]}x{x.shape[2]} tokens; both should be multiples of {c.factor}")
+            raise ValueError(f"the grid has {x.shape[1]}x{x.shape[2]} tokens; use multiples of {c.factor}")
         texts = iter(self.project(text) if isinstance(text, Condition) else text)
         inputs = _Inputs(wave(r, c.c_r).astype(dtype), None)
 

@@ -48,7 +48,7 @@ class Block(nnx.List):
 
 
 class PriorModel(nnx.Module):
-    """Paella's prior. `__call__(x, r, text)` returns the noise in a picture's embedding.
+    """Paella's prior. `__call__(x, r, text)` returns the predicted noise in a picture embedding.
 
     x: [batch, clip_r], the noisy embedding; r: [batch] in [0, 1], the noise level (kept in float32 or wider);
     text: [batch, clip_r], the embedding of the text, or zeros for no text -> [batch, clip_r] in the dtype of the

@@ -57,7 +57,7 @@ def buckets(tokens: int, count: int, farthest: int) -> np.ndarray:
 
     The second half of the buckets is for keys after the query. In each half, the first buckets hold one distance each.
     The others hold exponentially growing ranges of distances, up to `farthest`. The last bucket also holds all larger
-    distances. Logarithms are computed in float32, because their rounding decides where the ranges end.
+    distances. Logarithms are computed in float32, because their rounding determines where the ranges end.
     """
     offset = np.arange(tokens)[None] - np.arange(tokens)[:, None]
     distance, half = abs(offset), count // 2
@@ -177,7 +177,7 @@ class T5EncoderModel(nnx.Module):
     def rename(name: str) -> str | None:
         """Maps a tensor name in a file to a parameter name, or to None for the tensors of a decoder.
 
-        Files may store the embedding under either of two names, or under both.
+        Files may store the embedding under one of two names or under both.
         """
         if name.startswith(("decoder.", "lm_head.")):
             return None

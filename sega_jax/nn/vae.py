@@ -69,7 +69,8 @@ class AutoencoderConfig(NamedTuple):
         for channels in self.block_out_channels:
             if channels % self.norm_num_groups:
                 raise ValueError(
-                    f"VAE config: {channels} channels cannot be split into norm_num_groups {self.norm_num_groups}"
+                    f"VAE config: {channels} channels cannot be split into {self.norm_num_groups} groups"
+                    " (norm_num_groups)"
                 )
         for name in ("down_block_types", "up_block_types"):
             if len(getattr(self, name)) not in (0, len(self.block_out_channels)):
@@ -89,8 +90,7 @@ def _statistics(config: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[flo
     """Returns the mean and the standard deviation of each latent channel; each is () if the config has none.
 
     Raises:
-        ValueError: The entries are not numbers, only one of the two lists is set, or a standard deviation is not
-            positive.
+        ValueError: An entry is not a number, a standard deviation is not positive, or only one of the two lists is set.
     """
     statistics = {name: config[name] for name in ("latents_mean", "latents_std") if config.get(name) is not None}
     for name, value in statistics.items():
@@ -109,7 +109,7 @@ def _statistics(config: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[flo
 class SpatialAttention(Attention):
     """Self-attention with one head over all positions of a picture, pre-normalised and with a residual connection.
 
-    Unlike in its base class, `__call__` takes no keys and values.
+    Unlike in the base class, `__call__` takes no keys or values.
     """
 
     def __init__(self, channels: int, groups: int):
@@ -144,7 +144,7 @@ class EncoderBlock(nnx.Module):
         inputs = c.block_out_channels[max(level - 1, 0)]
         self.resnets = nnx.List([_resnet(c, inputs if i == 0 else outputs, outputs) for i in range(c.layers_per_block)])
         last = level == len(c.block_out_channels) - 1
-        # Unlike the UNet, it pads only on the right and at the bottom.
+        # Unlike the UNet, the encoder pads only on the right and at the bottom.
         self.downsamplers = nnx.List([] if last else [Downsample(outputs, padding=((0, 1), (0, 1)))])
 
     def __call__(self, x: jax.Array) -> jax.Array:

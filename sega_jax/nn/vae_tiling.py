@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Neighbouring tiles overlap by 1 / SHARES of their side and are blended there, as in diffusers.
+# As in diffusers, neighbouring tiles overlap by 1 / SHARES of their side and are blended where they overlap.
 SHARES = 4
 
 

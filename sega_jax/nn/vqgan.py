@@ -68,9 +68,9 @@ class BatchNorm(nnx.Module):
 
 
 class ResBlock(nnx.Module):
-    """A depthwise convolution with edge padding, and an MLP at each position, both with a residual connection.
+    """A depthwise convolution with edge padding, and an MLP at each position, each with a residual connection.
 
-    Six learned numbers scale and shift the inputs of both parts and scale their outputs.
+    Six learned numbers scale and shift the inputs of the two parts and scale their outputs.
     """
 
     def __init__(self, channels: int):
@@ -115,7 +115,7 @@ class VectorQuantize(nnx.Module):
         dtype = at_least_float32(x.dtype)
         codes, x = codes.astype(dtype), x.astype(dtype)
         # By default, accelerators round the inputs of a matrix product. The norm of x does not affect which entry is
-        # nearest, so it is left out.
+        # nearest, so it is omitted.
         near = jnp.matmul(x, codes.T, precision=lax.Precision.HIGHEST)
         return jnp.argmin(along(jnp.square(codes).sum(-1), near) - 2 * near, -1).astype(jnp.int32)
 
@@ -178,7 +178,7 @@ class VQModel(nnx.Module):
         return self.vquantizer(x), x / self.config.scale_factor
 
     def decode(self, latents: jax.Array) -> jax.Array:
-        """Decodes latents in the form that `encode` returns, quantised or not, to pictures."""
+        """Decodes latents to pictures. The latents, quantised or not, have the form that `encode` returns."""
         return self._decode(latents * self.config.scale_factor)
 
     def decode_indices(self, tokens: jax.Array) -> jax.Array:

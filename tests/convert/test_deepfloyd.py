@@ -128,7 +128,7 @@ def test_the_files_in_diffusers_layout(write, params):
         ({"in_channels": 4}, "in_channels=4 and out_channels=6 do not fit a supported stage"),
         ({"out_channels": 3}, "in_channels=3 and out_channels=3 do not fit a supported stage"),
         ({"model_channels": "704"}, "model_channels='704' is invalid; use a value such as 704"),
-        ({"model_channels": 100}, "100 channels cannot be split into norm_num_groups 32"),
+        ({"model_channels": 100}, "100 channels cannot be split into 32 groups"),
         ({"num_head_channels": -1}, "num_head_channels=-1 is invalid; use a value such as 64"),
         ({"num_head_channels": 60}, "1408 channels cannot be split into heads of 60"),
         ({"channel_mult": "1,x"}, "channel_mult='1,x' should be positive numbers like"),

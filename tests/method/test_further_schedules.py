@@ -40,7 +40,7 @@ def test_tables_descend_and_start_without_memory(name, steps):
 
 @pytest.mark.parametrize("name", [name for name in REST if name != "TCD"])
 def test_multistep_tables_have_the_same_form(name):
-    """Replacing one scheduler with another therefore compiles nothing."""
+    """Replacing one scheduler with another therefore needs no recompilation."""
 
     def form(table):
         return jax.tree.map(lambda leaf: (leaf.shape[1:], leaf.dtype), table)
@@ -154,7 +154,7 @@ def test_betas_of_zero(name, betas):
 
 @pytest.mark.parametrize("name", tiny.SCHEDULERS | tiny.FURTHER)
 def test_sampling_ends_at_x0_if_the_network_knows_it(name):
-    """This holds even if the first betas are zero: the network's eps always implies x0 = 0.3."""
+    """The network's eps always implies x0 = 0.3, so sampling ends at 0.3 even if the first betas are zero."""
     scheduler = from_config((tiny.SCHEDULERS | tiny.FURTHER)[name] | LEADING_ZEROS | {"set_alpha_to_one": True})
     table, solver = scheduler.table(10), SOLVERS[scheduler.solver](0.0)
     bars = np.cumprod(1 - np.array(LEADING_ZEROS["trained_betas"]))

@@ -1,4 +1,4 @@
-"""Semantic guidance: comparison with a float64 NumPy oracle, and invariants."""
+"""Compares semantic guidance with a float64 NumPy oracle, and tests invariants."""
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +86,7 @@ def test_tpus_compute_quantiles_without_a_sort(platform, sorts):
 
 @pytest.mark.parametrize("support", ["channel", "latent", "pixel"])
 def test_equal_magnitudes_all_reach_their_quantile(support):
-    """The quantile of equal values is that value: the interpolation must not round up."""
+    """The quantile of equal values is their common value: the interpolation must not round up."""
     values = np.random.default_rng(2).uniform(0, 1, (1, 2000, 1, 1, 1, 1)).astype(np.float32)
     psi = np.broadcast_to(values, (1, 2000, 1, 3, 3, 2))
     rows = [[Edit("a", scale=1, threshold=t, warmup=0)] for t in np.random.default_rng(3).uniform(0, 1, 2000)]
@@ -330,8 +330,8 @@ def test_errors_list_the_known_choices(name, known):
         ("warmup", [-1, 2**31], f"from 0 to {NEVER}"),
         ("cooldown", [-1, 2**31], f"from 0 to {NEVER}"),
         ("weight", [-1, np.nan, np.inf], "negative scale"),
-        ("momentum_scale", [-0.1, 1.1, np.nan], r"in \[0, 1\]; None uses the value of the call"),
-        ("momentum_beta", [-0.1, 1.1, np.nan], r"in \[0, 1\]; None uses the value of the call"),
+        ("momentum_scale", [-0.1, 1.1, np.nan], r"in \[0, 1\]; None uses the call's value"),
+        ("momentum_beta", [-0.1, 1.1, np.nan], r"in \[0, 1\]; None uses the call's value"),
     ],
 )
 def test_edit_rejects_values_out_of_range(field, values, remedy):
@@ -383,7 +383,7 @@ def test_rescale_is_its_formula():
 
 
 def test_rescale_has_a_finite_gradient_where_a_row_is_constant():
-    """The standard deviation of such a row is 0, where the derivative of a square root is infinite."""
+    """Such a row has a standard deviation of 0, and the square root has an infinite derivative at 0."""
 
     def total(cond, scale):
         preds = Predictions(jnp.zeros_like(cond), cond, jnp.zeros((1, 0, 2, 2, 1)))

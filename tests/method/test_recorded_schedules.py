@@ -1,4 +1,4 @@
-"""Schedules and solvers against trajectories from diffusers, recorded by `reference/record.py`."""
+"""Compares schedules and solvers with trajectories from diffusers, recorded by `reference/record.py`."""
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ from sega_jax.method.solvers import SOLVERS
 
 @pytest.mark.parametrize("name", cases.SCHEDULES)
 def test_trajectories(name):
-    """Every x of the trajectory agrees to within 2e-5; diffusers' coefficients are only float32."""
+    """Every x in the trajectory agrees to within 2e-5; diffusers computes its coefficients only in float32."""
     config, steps, eta = cases.SCHEDULES[name]
     scheduler, reference = from_config(config), recorded(f"schedule_{name}")
     table, solver = scheduler.table(steps), SOLVERS[scheduler.solver](eta)

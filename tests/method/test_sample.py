@@ -1,4 +1,5 @@
-"""The sampling loop, with a formula as the denoiser: chunks, rows that are not live, records, noise and gradients."""
+"""Tests the sampling loop with a formula as the denoiser: chunks, rows that are not live, records, noise and
+gradients."""
 
 from functools import partial
 

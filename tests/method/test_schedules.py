@@ -62,7 +62,7 @@ def test_columns_have_the_same_length_and_are_finite(name, kind):
     [("DDIM", 1.0), ("UniPC", 1.0), ("Euler", 14.6146), ("LMS", 14.6146), ("Heun", 14.6146)],
 )
 def test_initial_noise_scale(name, scale):
-    """For solvers that step along sigma, the scale is the largest sigma of Stable Diffusion's betas; for others, it is
+    """For solvers that step along sigma, the scale is the largest sigma for Stable Diffusion's betas; for others, it is
     1."""
     np.testing.assert_allclose(scheduler(name).table(7).initial_scale, scale, rtol=1e-5)
 
@@ -136,8 +136,8 @@ def test_options_that_exclude_custom_timesteps(name, options, message):
 
 @pytest.mark.parametrize("options", [dpm(2, "heun"), dpm(3), dpm(2, algorithm="dpmsolver")])
 def test_a_step_between_equal_noise_levels_changes_nothing(options):
-    """The last step starts at timestep 0 and ends at the smallest training noise level, which belongs to timestep 0
-    too."""
+    """The last step starts at timestep 0 and ends at the smallest training noise level, which also belongs to timestep
+    0."""
     solver = scheduler("DPM", **options).table("smart27").solver
     assert solver.x_from_start[-1] == 1
     assert not solver.x_from_memory[-1].any()
@@ -176,7 +176,7 @@ def test_named_timesteps_are_spread_over_sections():
 
 @pytest.mark.parametrize("name", ["DDPM", "DDIM"])
 def test_a_list_of_timesteps_is_a_process_with_its_own_betas(name):
-    """The betas lead from each timestep to the next (Nichol & Dhariwal 2021, section 4)."""
+    """Each beta covers the step from one listed timestep to the next (Nichol & Dhariwal 2021, section 4)."""
     options = {"beta_schedule": "squaredcos_cap_v2", "set_alpha_to_one": True, "variance_type": "learned_range"}
     respaced = scheduler(name, **options).table("smart50")
     bars = cumulative(scheduler(name, **options).options)[respaced.timestep.astype(int)[::-1]]

@@ -1,4 +1,4 @@
-"""Solvers against known values, and the order at which they converge to a closed-form solution."""
+"""Compares solvers with known values, and tests their order of convergence to a closed-form solution."""
 
 from functools import cache, partial
 
@@ -163,7 +163,7 @@ def test_ancestral_solvers_reach_the_distribution_of_the_data(name):
         table = family.table(steps)
         path = solve(family, steps, [[0.0, 1.0]], denoiser())[:, 0]
         np.testing.assert_allclose(path[-1, 0], MEAN, rtol=0.03)
-        # The ratio of successive distances between two trajectories is the factor by which a call scales a deviation.
+        # A call scales a deviation by the ratio of successive distances between two trajectories.
         distance = np.concatenate([[1.0], path[:, 1] - path[:, 0]])
         variance = float(table.initial_scale[0]) ** 2
         for factor, noise in zip(distance[1:] / distance[:-1], table.solver.noise, strict=True):
@@ -175,7 +175,7 @@ def test_ancestral_solvers_reach_the_distribution_of_the_data(name):
 
 @pytest.mark.usefixtures("x64")
 def test_ddim_with_eta_1_is_ddpm():
-    """With all timesteps, both sample the posterior of Ho et al. 2020, eq. 7."""
+    """With all timesteps, both solvers sample from the posterior in Ho et al. 2020, eq. 7."""
     family, fresh = scheduler("DDIM", steps_offset=0), 0.4
     bars = abar(family.options)
     x, found = solve(family, 1000, [[1.3]], denoiser(), lambda shape: jnp.full(shape, fresh), 1.0)[:2]
@@ -274,7 +274,8 @@ def test_predicted_variance():
 
 @pytest.mark.usefixtures("x64")
 def test_sampler_of_deepfloyd_if():
-    """Each call follows Ho et al. 2020, eq. 7, between listed timesteps, with thresholded x0 and predicted variance."""
+    """Each call follows Ho et al. 2020, eq. 7, between listed timesteps, with a thresholded x0 and the predicted
+    variance."""
     family = from_config(
         {
             "_class_name": "DDPMScheduler",

@@ -1,4 +1,4 @@
-"""Sampling of tokens, with semantic guidance of their logits."""
+"""Tests token sampling with semantic guidance applied to the logits."""
 
 from functools import partial
 
@@ -52,7 +52,7 @@ def run(table, support="channel", edits=EDITS, **options):
 
 
 def added(preds, edits=EDITS):
-    """Returns the oracle's guidance at every call."""
+    """Returns the oracle's guidance for every call."""
     settings = {name: [getattr(edit, name) for edit in edits] for name in vars(edits[0]) if name != "concept"}
     settings |= {"momentum_scale": [0.1] * len(edits), "momentum_beta": [0.4] * len(edits)}
     reverse = [False] * len(edits)

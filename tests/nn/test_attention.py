@@ -1,4 +1,4 @@
-"""Attention in parts, the choice of the attention implementation, and grouped convolutions."""
+"""Tests attention computed in parts, the choice of attention implementation, and grouped convolutions."""
 
 import jax
 import jax.numpy as jnp

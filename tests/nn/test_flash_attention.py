@@ -1,4 +1,4 @@
-"""The attention kernel for TPUs, interpreted on a CPU, against XLA's attention."""
+"""Compares the TPU attention kernel, interpreted on a CPU, with XLA's attention."""
 
 from types import SimpleNamespace
 
@@ -39,7 +39,8 @@ def both(monkeypatch, arrays, **options):
     [(40, 130, 77, "float32"), (40, 130, 77, "bfloat16"), (160, 64, 64, "float32"), (80, 256, 641, "float32")],
 )
 def test_kernel_equals_xla(monkeypatch, width, queries, keys, dtype):
-    """Covers position counts that are not multiples of the block size or exceed one block, with and without masks."""
+    """Covers position counts that are not multiples of the block size or that exceed one block, with and without
+    masks."""
     qkv = arrays(width, queries, keys, dtype)
     tolerance = {"float32": 3e-6, "bfloat16": 0.01}[dtype]
     mask = jnp.arange(keys)[None] >= jnp.array([[0], [keys // 2], [keys - 1]])

@@ -1,4 +1,4 @@
-"""Layers computed by faster formulas, against their definitions."""
+"""Compares layers that use faster formulas with the layers' definitions."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def error(found, expected):
 
 
 def normalised(x, norm):
-    """Computes group normalisation by its definition, in float64."""
+    """Computes group normalisation from its definition, in float64."""
     x, scale, bias = (np.asarray(a, np.float64) for a in (x, norm.scale[...], norm.bias[...]))
     groups = x.reshape(len(x), -1, norm.groups, x.shape[-1] // norm.groups)
     centred = groups - groups.mean((1, 3), keepdims=True)

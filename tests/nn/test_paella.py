@@ -1,4 +1,4 @@
-"""Paella's networks against the public code, with tests of padding, published names, precision and configs."""
+"""Compares Paella's networks with the public code, and tests padding, published names, precision and configs."""
 
 import math
 from functools import cache, partial
@@ -21,7 +21,7 @@ TOLERANCE = {"float32": 1e-5, "float64": 1e-9}
 
 
 DOUBLE = pytest.mark.parametrize("near", ["float64"], indirect=True)
-# Compiled without optimisation, because optimising would take longer than running.
+# Compiled without optimisation, because optimising the code would take longer than running it.
 compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -211,7 +211,7 @@ def test_the_order_of_tokens_does_not_matter(near):
 
 
 def test_gradients_of_zero_channels_are_finite():
-    """The gradient of the norm is 0 there, as in torch."""
+    """For such channels, the norm's gradient is 0, as in torch."""
     norm = at(paella(), "down_blocks.0.0").channelwise[2]
     gradients = jax.grad(lambda x: norm(x).sum())(jnp.zeros((1, 4, 4, 32)).at[..., 1:].set(1))
     assert np.isfinite(gradients).all()
@@ -240,7 +240,7 @@ def test_published_names_and_shapes(name, module, parameters):
 
 def test_unsupported_sizes():
     net = paella()
-    with pytest.raises(ValueError, match="the grid has 8x12 tokens; both should be multiples of 8"):
+    with pytest.raises(ValueError, match="the grid has 8x12 tokens; use multiples of 8"):
         net(np.zeros((1, 8, 12), int), np.ones(1, np.float32), condition(net, "empty"))
     with pytest.raises(ValueError, match="pictures have 12x16 pixels; height and width should be multiples of 8"):
         vqgan().encode(np.zeros((1, 12, 16, 3), np.float32))

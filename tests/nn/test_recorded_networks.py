@@ -1,4 +1,4 @@
-"""The networks against results from torch and diffusers, recorded by `reference/record.py`."""
+"""Compares the networks with results from torch and diffusers, recorded by `reference/record.py`."""
 
 import jax
 import pytest

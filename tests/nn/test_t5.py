@@ -1,4 +1,4 @@
-"""T5's encoder without torch: configs, tensor names, padding and precision."""
+"""Tests T5's encoder without torch: configs, tensor names, padding and precision."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""The UNets of upscalers and DeepFloyd-IF, without torch: configs, noise levels, sizes, branches and precision."""
+"""Tests the UNets of upscalers and DeepFloyd-IF without torch: configs, noise levels, sizes, branches and precision."""
 
 from functools import cache
 
@@ -9,7 +9,7 @@ from support import tiny
 
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
 
-# Compiled without optimisation, because optimising would take longer than running.
+# Compiled without optimisation, because optimising the code would take longer than running it.
 QUICK = {"xla_backend_optimization_level": 0}
 
 
@@ -65,8 +65,8 @@ SHARING = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHARING)
 def test_branches_share_the_layers_before_the_text(name):
-    """Three projected texts for each of two pictures give the same result as repeating the picture for each text, with
-    less work.
+    """Three projected texts for each of two pictures give the same result as repeating the picture for each text, but
+    with less work.
 
     The tolerance is a relative L2 error of 1e-12 in float64.
     """
@@ -133,7 +133,7 @@ def test_half_precision(dtype):
         ("cross_attention_dim", 48, "cross_attention_dim 48 cannot be split into 32 groups"),
         ("addition_embed_type_num_heads", 64, "24 text channels cannot be split into 64 heads"),
         ("resnet_out_scale_factor", 0, "resnet_out_scale_factor=0 is invalid; use a value such as 1.0"),
-        ("norm_num_groups", 3, "8 channels cannot be split into norm_num_groups 3"),
+        ("norm_num_groups", 3, "8 channels cannot be split into 3 groups"),
     ],
 )
 def test_unsupported_configs(option, value, message):
@@ -143,7 +143,7 @@ def test_unsupported_configs(option, value, message):
 
 
 def test_the_defaults_of_diffusers_are_unsupported_in_deepfloyd_if():
-    """The defaults are Stable Diffusion's options."""
+    """diffusers' defaults are Stable Diffusion's values."""
     config = {key: value for key, value in tiny.IF_1.items() if key != "resnet_time_scale_shift"}
     with pytest.raises(
         ValueError, match="resnet_time_scale_shift=None is not supported; supported values: 'scale_shift'"

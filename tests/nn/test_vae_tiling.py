@@ -1,4 +1,4 @@
-"""Decoding in tiles: memory use, and the pixels inside tiles and where tiles overlap."""
+"""Tests decoding in tiles: memory use, and the pixels inside tiles and in their overlaps."""
 
 import jax
 import numpy as np

@@ -136,8 +136,8 @@ def test_solver_memory_starts_at_the_first_call_that_runs(name):
 REFUSED = [
     ({"image": BYTES[0], "strength": 1.5}, ValueError, r"strength=1.5 should be a number in \[0, 1\]"),
     ({"image": BYTES[0], "strength": "a"}, TypeError, "strength='a' should be a number"),
-    ({"image": BYTES[0], "strength": 0}, ValueError, "leaves no step to run; use a strength of at least 0.02"),
-    ({"image": BYTES[0], "strength": 0.01}, ValueError, "strength=0.01 of 50 steps leaves no step"),
+    ({"image": BYTES[0], "strength": 0}, ValueError, "leaves 0 of 50 steps to run; use a strength of at least 0.02"),
+    ({"image": BYTES[0], "strength": 0.01}, ValueError, "strength=0.01 leaves 0 of 50 steps to run"),
     ({"strength": 0.5}, ValueError, "strength=0.5 needs a picture to start from; give one as image"),
     ({"image": BYTES[0, :8]}, ValueError, "image has 8x16 pixels .*expected 16x16, .*give height=8, width=16"),
     ({"image": BYTES[0], "height": 24}, ValueError, "image has 16x16 pixels .*, expected 24x16"),

@@ -1,4 +1,4 @@
-"""Guidance rules for arrays, including semantic guidance (SEGA). Each rule has its own file.
+"""Guidance rules that operate on arrays, including semantic guidance (SEGA). Each rule has its own file.
 
 Each rule is a link in an optax chain. Its `params` are the `Predictions` of one model call and its `updates` are the
 estimate so far. The chain starts from the unconditional prediction:
@@ -7,7 +7,7 @@ estimate so far. The chain starts from the unconditional prediction:
     state = guidance.init(predictions)                                          # reads shapes only
     estimate, state = guidance.update(predictions.uncond, state, predictions)
 
-The rules work with every denoiser trained for classifier-free guidance, in any loop, under jit, vmap, scan and grad.
+The rules work with any denoiser trained for classifier-free guidance, in any loop, under jit, vmap, scan and grad.
 Arrays are [batch, (n,) *space, channels], where n is the number of concepts. All arithmetic is in at least float32,
 whatever the dtype of the network.
 """

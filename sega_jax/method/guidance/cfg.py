@@ -8,13 +8,13 @@ from sega_jax.method.guidance.chain import Predictions, checked, lift, wide
 
 
 def cfg(scale: Any) -> optax.GradientTransformation:
-    """Returns classifier-free guidance (Ho & Salimans 2021), which adds s (p - u) to the estimate.
+    """Returns a classifier-free guidance rule (Ho & Salimans 2021), which adds s (p - u) to the estimate.
 
     Here u and p are the predictions `uncond` and `cond`. Starting from u, the result is u + s (p - u): s = 0 gives the
     unconditional prediction and s = 1 the conditional one.
 
     Args:
-        scale: The guidance scale s, either any number or an array [batch].
+        scale: The guidance scale s: any number, or an array [batch].
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The predictions that all links of a guidance chain read, and functions that adjust the precision and axes of
+"""The predictions that all links in a guidance chain read, and functions that adjust the precision and axes of
 arrays."""
 
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ class Predictions(NamedTuple):
 
     uncond: jax.Array  # [batch, *space, channels], for the empty or negative prompt
     cond: jax.Array  # [batch, *space, channels], for the prompt
-    edits: jax.Array | None = None  # [batch, n, *space, channels], for each concept; None without concepts
+    edits: jax.Array | None = None  # [batch, n, *space, channels], for each concept; None if there are no concepts
     aux: Any = None  # extra data for the solver, such as a predicted variance; guidance ignores it
 
 

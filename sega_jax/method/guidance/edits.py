@@ -41,14 +41,14 @@ class Edit:
 
     Attributes:
         concept: A string, or the text conditioning of one row as `pipe.encode` returns it. Families with one text
-            encoder also take an array [tokens, channels].
-        scale: s_k, the strength. A negative scale removes the concept. Common values are 4 to 10.
+            encoder also accept an array [tokens, channels].
+        scale: s_k, the strength. A negative scale removes the concept. Typical values range from 4 to 10.
         threshold: lambda_k in [0, 1], the share of each channel that the edit leaves unchanged.
         warmup: delta_k >= 0, the model call at which the concept begins to act, counted from 0.
         cooldown: kappa_k >= 0, the first model call at which the concept no longer acts; None means never.
         weight: w_k >= 0, the weight relative to the other concepts.
-        momentum_scale: s_m in [0, 1]; None uses the call's value (in `Edits.stack`, its argument of this name).
-        momentum_beta: beta in [0, 1]; None uses the call's value (in `Edits.stack`, its argument of this name).
+        momentum_scale: s_m in [0, 1]; None uses the call's value (in `Edits.stack`, the argument of the same name).
+        momentum_beta: beta in [0, 1]; None uses the call's value (in `Edits.stack`, the argument of the same name).
 
     Raises:
         TypeError, ValueError: A setting has the wrong type or is out of range.
@@ -86,13 +86,13 @@ class Edit:
     )
     momentum_scale: float | None = argument(
         None,
-        Real(0, 1, "None uses the value of the call"),
-        "the scale of the momentum, s_m; None uses the value of the call",
+        Real(0, 1, "None uses the call's value"),
+        "the scale of the momentum, s_m; None uses the call's value",
     )
     momentum_beta: float | None = argument(
         None,
-        Real(0, 1, "None uses the value of the call"),
-        "the decay of the momentum, beta; None uses the value of the call",
+        Real(0, 1, "None uses the call's value"),
+        "the decay of the momentum, beta; None uses the call's value",
     )
 
     def __post_init__(self) -> None:
@@ -161,13 +161,13 @@ class Edits(NamedTuple):
     ) -> "Edits":
         """Returns the settings of each row's edits as host arrays [rows, n].
 
-        Shorter rows are padded with concepts of weight 0 *and warm-up 0*: the "diffusers" semantics wait until all
-        concepts are warm, and must not wait for padding.
+        Shorter rows are padded with concepts of weight 0 *and warm-up 0*. With the "diffusers" semantics, the guidance
+        changes once all concepts are warm, and padding must not delay this.
 
         Args:
             rows: A list with one list of edits for each row.
             n: The number of concepts in each row; None uses the length of the longest row.
-            momentum_scale, momentum_beta: Values in [0, 1] for edits in which these settings are None.
+            momentum_scale, momentum_beta: Values in [0, 1] for edits that have None in these settings.
 
         Raises:
             TypeError: `rows` is not a list of lists of edits.

@@ -42,9 +42,8 @@ def threshold_mask(magnitude: jax.Array, threshold: jax.Array, support: str) -> 
 def quantile(values: jax.Array, share: jax.Array) -> jax.Array:
     """Returns each channel's quantile over the entries, interpolated linearly and rounded as in torch.
 
-    If the quantile lies between two equal values, the result is exactly that value, whereas the result of
-    `jnp.quantile` may differ in the last digit. Equal magnitudes therefore either all reach the quantile or all fall
-    below it.
+    If the quantile lies between two equal values, the result equals them exactly, whereas the result of `jnp.quantile`
+    may differ in the last digit. Equal magnitudes therefore either all reach the quantile or all fall below it.
 
     Args:
         values: Non-negative numbers [..., entries, channels].
@@ -62,7 +61,7 @@ def quantile(values: jax.Array, share: jax.Array) -> jax.Array:
 
 
 def _by_sorting(values: jax.Array, place: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the values [..., channels] at rank `place` [..., 1] of the sorted entries, and at the next rank."""
+    """Sorts the entries and returns the values [..., channels] at rank `place` [..., 1] and at the next rank."""
     ordered = jnp.sort(values, -2)
 
     def at(index):
@@ -73,7 +72,7 @@ def _by_sorting(values: jax.Array, place: jax.Array) -> tuple[jax.Array, jax.Arr
 
 
 def _by_counting(values: jax.Array, place: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the same values as `_by_sorting`, to the last bit, without a sort.
+    """Returns bit-for-bit the same values as `_by_sorting`, but without sorting.
 
     Non-negative floats sort like their bit patterns, so the result is found bit by bit, starting with the highest bit.
     For each bit, one pass over the values counts the entries that are smaller than a candidate. This needs little

@@ -16,9 +16,9 @@ class ReplayState(NamedTuple):
 
 
 def replay(recorded: jax.Array) -> optax.GradientTransformation:
-    """Returns a rule that adds recorded guidance to the estimate, one recorded entry in each model call.
+    """Returns a rule that adds recorded guidance to the estimate, one recorded entry for each model call.
 
-    Calls after the last recorded one add nothing.
+    After the last recorded entry, the rule adds nothing.
 
     Args:
         recorded: [batch, calls, *space, channels].

@@ -10,14 +10,14 @@ from sega_jax.method.guidance.chain import Predictions, checked, lift, wide
 
 
 def rescale(share: Any) -> optax.GradientTransformation:
-    """Returns rescaled guidance (Lin et al. 2024, eqs. 15 and 16).
+    """Returns a rule that rescales guidance (Lin et al. 2024, eqs. 15 and 16).
 
     Each row's estimate is scaled so that its standard deviation over positions and channels equals the conditional
     prediction's. The rescaled and original estimates are then blended with weights `share` and 1 - `share`.
 
-    Put it after `cfg` and before `sega` in a chain. One factor scales the entire row. If the estimate already contained
-    edits, they would change this factor and therefore every position, even positions that the thresholds exclude. In
-    contrast, diffusers' LEDITS++ rescales after adding the edits.
+    In a chain, put this rule after `cfg` and before `sega`. One factor scales the entire row. If the estimate already
+    contained edits, they would change this factor and therefore every position, even positions that the thresholds
+    exclude. In contrast, diffusers' LEDITS++ rescales after adding the edits.
 
     Args:
         share: The share phi of the rescaled estimate, either a number in [0, 1] or an array [batch].

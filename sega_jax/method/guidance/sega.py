@@ -23,7 +23,7 @@ class SegaState(NamedTuple):
 
 
 def sega(edits: Edits, *, semantics: str = "diffusers", support: str = "channel") -> optax.GradientTransformation:
-    """Returns semantic guidance, which adds the edits of all concepts to the estimate.
+    """Returns a semantic guidance rule, which adds the edits of all concepts to the estimate.
 
     For concept k (section 3 of the paper), with the unconditional prediction u and the prediction e_k for the concept:
 
@@ -32,23 +32,22 @@ def sega(edits: Edits, *, semantics: str = "diffusers", support: str = "channel"
         edit_k  = w_k gamma_k + s_m nu_k
         nu_k   <- beta nu_k + (1 - beta) edit_k                    from the first call on
 
-    The defaults deviate from the paper in two ways, whichever semantics is chosen. First, the weight is applied before
-    the momentum, so that the n momenta sum to the single momentum that diffusers keeps. Second, each channel has its
-    own quantile over the positions, as in diffusers, whereas the paper takes one quantile over all entries of a
-    picture.
+    With either semantics, the defaults deviate from the paper in two ways. First, the weight is applied before the
+    momentum, so that the n momenta sum to the single momentum that diffusers keeps. Second, each channel has its own
+    quantile over the positions, as in diffusers, whereas the paper takes one quantile over all entries of a picture.
 
-    "diffusers" computes the same as diffusers. While only some concepts are warm, it adds the sum of
+    "diffusers" gives the same results as diffusers. While only some concepts are warm, it adds the sum of
     gamma_k w_k / sum(w) over the warm concepts, without momentum. Once all are warm, it adds sum_k edit_k. A cooled
-    concept is treated as a warm concept of weight 0, and its remaining momentum continues to act. Where diffusers
-    divides 0 by 0 (all warm concepts have cooled down or have weight 0 while another concept is not yet warm), nothing
-    is added.
+    concept is treated as a warm concept of weight 0, and its remaining momentum continues to act. diffusers itself
+    divides 0 by 0 if all warm concepts have cooled down or have weight 0 while another concept is not yet warm. In this
+    case, `sega` adds nothing.
 
     "per_concept" treats the concepts independently of each other: it adds the sum of edit_k over the concepts with
     warmup_k <= step < cooldown_k. A concept adds nothing after its cool-down, and weights are never renormalised.
 
-    `jax.grad` holds the threshold mask fixed. Derivatives with respect to lambda_k are therefore zero, and other
-    derivatives ignore the jump where an entry crosses its quantile. At s_k = 0 all magnitudes are equal and every entry
-    passes the mask.
+    `jax.grad` treats the threshold mask as constant. Derivatives with respect to lambda_k are therefore zero, and other
+    derivatives ignore the jump where an entry crosses its quantile. At s_k = 0, all magnitudes are equal, so every
+    entry passes the mask.
 
     Args:
         edits: The settings, as arrays that broadcast to [batch, n]. If the settings are an argument of the jitted
@@ -61,8 +60,8 @@ def sega(edits: Edits, *, semantics: str = "diffusers", support: str = "channel"
 
     Raises:
         ValueError: `semantics` or `support` is unknown. `init` and `update` also raise this error if the predictions
-            for the concepts are missing, and `update` if the number of concepts in the settings is neither 1 nor the
-            number of concepts in the predictions.
+            for the concepts are missing. `update` raises it too if the number of concepts in the settings is neither 1
+            nor the number of concepts in the predictions.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,8 +1,8 @@
 """Noise schedules as tables with one row for each model call, computed on the host in float64.
 
 A row holds the timestep for the network and the coefficients of the solver's update. The compiled loop scans over the
-rows. Changing the number of steps, the spacing, the prediction type or the betas changes only the numbers in the table,
-and so does switching to another solver of the same form.
+rows. Changing the number of steps, the spacing, the prediction type or the betas changes only the numbers in the table.
+The same holds for switching to another solver of the same form.
 
 To add a scheduler, write a function that turns options and steps into a table, and add an entry to `FAMILIES`.
 """
@@ -47,7 +47,7 @@ class Config(dict[str, Any]):
 
 @dataclasses.dataclass(frozen=True)
 class Scheduler:
-    """A checkpoint's scheduler. Its method `table` returns the table for a number of steps.
+    """A checkpoint's scheduler. Its `table` method returns the table for a given number of steps.
 
     Attributes:
         options: All options of the scheduler's class, from the config or the defaults; read-only.
@@ -112,16 +112,16 @@ class Scheduler:
         Args:
             steps: The number of steps, spaced by `timestep_spacing`; or a descending list of timesteps; or the name of
                 one of DeepFloyd-IF's lists: fast27, smart27, smart50, smart100, smart185, super27, super40, super100.
-                To space the steps as in DeepFloyd-IF's own code, use the spacing "linspace"; only the rounding of some
-                timesteps halfway between two integers differs.
+                To space the steps as in DeepFloyd-IF's own code, use the spacing "linspace"; the only difference is in
+                the rounding of some timesteps halfway between two integers.
             strength: The share of the steps to run, in (0, 1]: the last int(steps * strength) steps, as in diffusers.
-                Multi-step solvers then start with an empty memory, with two exceptions, as in diffusers: LMS replaces
+                As in diffusers, multi-step solvers then start with an empty memory, with two exceptions: LMS replaces
                 missing outputs with 0, and PNDM starts as described in `sega_jax.method.schedules.ddim_ddpm_pndm.pndm`.
 
         Raises:
             TypeError: `steps` has the wrong type.
             ValueError: `steps` is below 1 or too large for the options, or `strength` leaves no step to run. For a
-                list: the timesteps do not descend, are outside the range of the training timesteps, or conflict with an
+                list: the timesteps are outside the range of the training timesteps, do not descend, or conflict with an
                 option (or a solver such as PNDM) that determines the timesteps.
         """
         options, most = self.options, self.options["num_train_timesteps"]
@@ -135,8 +135,7 @@ class Scheduler:
         begin = count - min(int(count * strength), count)
         if begin == count:
             raise ValueError(
-                f"strength={strength:g} of {count} steps leaves no step to run; use a strength of at least"
-                f" {1 / count:.2g}"
+                f"strength={strength:g} leaves 0 of {count} steps to run; use a strength of at least {1 / count:.2g}"
             )
         try:
             with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -149,7 +148,7 @@ class Scheduler:
         if not all(np.isfinite(column).all() for column in jax.tree.leaves(columns)):
             if self.options.get("rescale_betas_zero_snr") and self.options["prediction_type"] == "epsilon":
                 raise ValueError(
-                    f"{self.name}: with rescale_betas_zero_snr the first of {count} steps has no signal, so x0 cannot"
+                    f"{self.name}: with rescale_betas_zero_snr, the first of {count} steps has no signal, so x0 cannot"
                     " be computed from epsilon; prediction_type should be 'v_prediction' or 'sample'"
                 )
             raise ValueError(
@@ -167,14 +166,15 @@ def _from(table: Row, call: int) -> Row:
 
 
 def from_config(config: Mapping[str, Any], *, strict: bool = True) -> Scheduler:
-    """Returns the scheduler of a diffusers `scheduler_config.json`.
+    """Returns the scheduler that a diffusers `scheduler_config.json` describes.
 
     Args:
         config: The config. Its class may also be a Flax class, such as `FlaxPNDMScheduler`.
         strict: Whether to reject an option that no supported scheduler has, instead of ignoring it.
 
     Raises:
-        ValueError: The scheduler, an option or a value is not supported. The message lists the supported ones.
+        ValueError: The scheduler, an option or a value is not supported. The message lists the supported names or
+            values.
     """
     items = of_torch(config).items()
     config = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in items}

@@ -37,8 +37,8 @@ class TCDRow(NamedTuple):
     """The coefficients of an update in trajectory consistency sampling (Zheng et al. 2024, algorithm 4).
 
     The network's step takes x to timestep s = floor((1 - eta) following), and fresh noise takes it back up to
-    `following`. Together, the two are equivalent to a DDIM update whose share of fresh noise depends on s. Fields that
-    also exist in `DDIMRow` have the same meaning.
+    `following`. Together, these moves are equivalent to a DDIM update whose share of fresh noise depends on s. Fields
+    that also exist in `DDIMRow` have the same meaning.
     """
 
     x0_from_x: Any
@@ -85,7 +85,7 @@ class MultistepRow(NamedTuple):
 class TokenRow(NamedTuple):
     """The parameters of one token update (Rampas et al. 2022)."""
 
-    temperature: Any  # the guided logits are divided by it
+    temperature: Any  # the divisor of the guided logits
     noise: Any  # in [0, 1], the share of positions that are reset to their initial tokens
     renoises: Any  # bool, whether any position is reset
 
@@ -93,8 +93,8 @@ class TokenRow(NamedTuple):
 class Row(NamedTuple):
     """A model call. In a table, every field has a leading axis [calls]."""
 
-    call: Any  # int32, counted from 0; it seeds the noise that the call draws
-    live: Any  # bool; False for rows that only pad a chunk; these are skipped
+    call: Any  # int32, the call's number, counted from 0; it seeds the call's noise
+    live: Any  # bool; False for rows that only pad a chunk and are skipped
     timestep: Any  # float, in units of training timesteps
     input_scale: Any  # float, the factor that scales x for the network
     initial_scale: Any  # float, the standard deviation of the initial noise; the same for all calls
@@ -111,7 +111,7 @@ def table(
     initial_scale: float = 1.0,
     shares: tuple[Any, Any] = (0.0, 1.0),
 ) -> Row:
-    """Returns the table of calls at `timesteps` [calls].
+    """Returns the table for model calls at `timesteps` [calls].
 
     Args:
         solver: The coefficients of the solver's updates, with a leading axis [calls].

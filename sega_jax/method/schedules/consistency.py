@@ -1,4 +1,4 @@
-"""Tables of the samplers for few-step distilled networks: LCM (Luo et al. 2023) and TCD (Zheng et al. 2024).
+"""Tables for the samplers that run few-step distilled networks: LCM (Luo et al. 2023) and TCD (Zheng et al. 2024).
 
 The network was distilled at `original_inference_steps` evenly spaced timesteps, and the samplers use a subset of these
 timesteps. As in diffusers, `timestep_spacing` and `steps_offset` have no effect.
@@ -24,7 +24,7 @@ def _timesteps(options: Options, steps: int) -> np.ndarray:
 
 
 def lcm(options: Options, steps: int) -> Row:
-    """Returns the table of multi-step consistency sampling (LCM).
+    """Returns the table for multi-step consistency sampling (LCM).
 
     Every call predicts x0. Except after the last call, fresh noise then takes x back up to the next timestep. The
     boundary condition mixes x0 and x with the weights c_out and c_skip. It matters only at the smallest timesteps.
@@ -47,10 +47,11 @@ def lcm(options: Options, steps: int) -> Row:
 
 
 def tcd(options: Options, steps: int) -> Row:
-    """Returns the table of trajectory consistency sampling, where eta sets how far below the next timestep a call goes.
+    """Returns the table for trajectory consistency sampling (TCD), where eta sets how far below the next timestep a
+    call goes.
 
-    As in diffusers, sampling ends at timestep 0, so the noise at timestep 0 remains. Also as in diffusers,
-    `clip_sample` and `thresholding` have no effect.
+    As in diffusers, sampling ends at timestep 0, so the noise at timestep 0 remains, and `clip_sample` and
+    `thresholding` have no effect.
     """
     bars, t = cumulative(options), _timesteps(options, steps)
     a, b = np.sqrt(bars[t]), np.sqrt(1 - bars[t])

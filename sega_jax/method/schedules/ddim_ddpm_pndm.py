@@ -1,4 +1,4 @@
-"""Tables of the solvers that step along abar (DDIM, DDPM and PNDM), and of IPNDM, which has no betas.
+"""Tables for the solvers that step along abar (DDIM, DDPM and PNDM), and for IPNDM, which has no betas.
 
 Their state is x = a x0 + b eps with a = sqrt(abar) and b = sqrt(1 - abar). Where betas are zero, there is no noise
 (b = 0) and x is already x0. At such timesteps, a DDIM or DDPM call returns x0, which is x itself unless the network
@@ -26,7 +26,7 @@ def x0_form(options: Options, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray,
 
 
 def eps_form(options: Options, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (p, q) with eps = p x + q output. Without noise, eps cannot be computed from x and x0, and is set to
+    """Returns (p, q) with eps = p x + q output. Without noise, eps cannot be computed from x and x0, so it is set to
     0."""
     if options["prediction_type"] == "v_prediction":
         return b, a
@@ -47,11 +47,11 @@ def clip_of(options: Options) -> float:
 
 
 def threshold(options: Options, calls: int) -> Threshold | None:
-    """Returns the settings of dynamic thresholding as columns [calls], or None without `thresholding`.
+    """Returns the settings for dynamic thresholding as columns [calls], or None if `thresholding` is off.
 
-    With `thresholding`, `clip_sample` has no effect, as in diffusers. If the solver remembers eps, thresholding raises
-    an error. This differs from diffusers, which derives eps from the thresholded x0 (DPM-Solver) or ignores the option
-    (UniPC).
+    With `thresholding`, `clip_sample` has no effect, as in diffusers. If the solver remembers eps, thresholding is
+    rejected with an error. In contrast, diffusers derives eps from the thresholded x0 (DPM-Solver) or ignores the
+    option (UniPC).
     """
     if not options["thresholding"]:
         return None
@@ -68,9 +68,9 @@ def _at(options: Options, bars: np.ndarray, t: np.ndarray) -> np.ndarray:
 
 
 def ddim(options: Options, steps: int) -> Row:
-    """Returns the table of DDIM (Song et al. 2021).
+    """Returns the table for DDIM (Song et al. 2021).
 
-    A step goes from t to t - T // steps with every spacing, as in diffusers; with a list of timesteps, it goes to the
+    With any spacing, a step goes from t to t - T // steps, as in diffusers; with a list of timesteps, it goes to the
     next entry.
     """
     bars, t = cumulative(options), spaced(options, steps).astype(int)
@@ -93,7 +93,7 @@ def ddim(options: Options, steps: int) -> Row:
 
 
 def ddpm(options: Options, steps: int) -> Row:
-    """Returns the table of DDPM (Ho et al. 2020, eqs. 6 and 7). No noise is added at timestep 0.
+    """Returns the table for DDPM (Ho et al. 2020, eqs. 6 and 7). No noise is added at timestep 0.
 
     Betas are computed for the steps between the table's timesteps, as in DeepFloyd-IF's own code. If the last timestep
     is above 0, noise is added after it, as in diffusers; DeepFloyd-IF's code adds none.
@@ -134,18 +134,18 @@ _ADAMS = np.array(
 
 
 def pndm(options: Options, steps: int) -> Row:
-    """Returns the table of PNDM (Liu et al. 2022).
+    """Returns the table for PNDM (Liu et al. 2022).
 
-    It starts with twelve Runge-Kutta calls (algorithm 2). With `skip_prk_steps`, it starts with lower orders instead,
+    PNDM starts with twelve Runge-Kutta calls (algorithm 2). With `skip_prk_steps`, it starts with lower orders instead,
     as in Katherine Crowson's sampler. The linear multi-step formula (eq. 12) follows.
 
     The memory holds the network's outputs. With v-prediction, the weighted mean of the outputs is converted to eps at
     the start of the step.
 
     If sampling begins after the first step, the first calls that run use the lower orders, as in diffusers. The second
-    of these calls repeats the first step although its timestep appears only once, so every later call gets the x that
-    belongs to the timestep before its own. The Runge-Kutta start uses only the steps that run; diffusers mixes it with
-    timesteps that do not run.
+    of these calls repeats the first step although the step's timestep appears only once, so every later call gets the x
+    that belongs to the previous timestep. The Runge-Kutta start uses only the steps that run, whereas diffusers also
+    uses timesteps of steps that do not run.
     """
     if "timesteps" in options:
         raise ValueError("PNDM needs steps of equal length; give a number of steps, not timesteps")
@@ -203,18 +203,18 @@ def _runge_kutta(t: np.ndarray, stride: int, begin: int) -> tuple:
     weights[:12, 0] = 1
     weights[3:12:4, :4] = [1 / 6, 1 / 3, 1 / 3, 1 / 6]
     for c in range(12, len(t)):
-        # Only the Runge-Kutta calls at the beginning of a step are remembered.
+        # Only the outputs of the Runge-Kutta calls at the beginning of a step are remembered.
         used = [k for k in range(c, -1, -1) if k >= 12 or k % 4 == 0][:4]
         weights[c, [c - k for k in used]] = _ADAMS[3]
     return t, start, end, restart, weights, True
 
 
 def ipndm(options: Options, steps: int) -> Row:
-    """Returns the table of IPNDM: PNDM's linear multi-step formula (Liu et al. 2022, eq. 12), with lower orders first.
+    """Returns the table for IPNDM: PNDM's linear multi-step formula (Liu et al. 2022, eq. 12), with lower orders first.
 
-    It is for networks that predict v = a eps - b x0 at times t from 1 to 0. The steps start at evenly spaced times, and
-    b = sin²(pi t / 2) at a start time t. At the first step there is no signal (a = 0), and the next x is only noise, as
-    in diffusers.
+    IPNDM is for networks that predict v = a eps - b x0 at times t from 1 to 0. The steps start at evenly spaced times,
+    and b = sin²(pi t / 2) at a start time t. At the first step, there is no signal (a = 0), and the next x is only
+    noise, as in diffusers.
     """
     if "timesteps" in options:
         raise ValueError("IPNDM determines its own times from 1 to 0; give a number of steps, not timesteps")

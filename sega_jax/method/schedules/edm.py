@@ -1,9 +1,9 @@
-"""Tables of Euler and multi-step DPM-Solver++ for networks trained with EDM's preconditioning (Karras et al. 2022,
-table 1 and section 5), such as Playground 2.5.
+"""Euler and multi-step DPM-Solver++ tables for networks trained with EDM's preconditioning (Karras et al. 2022, table 1
+and section 5), such as Playground 2.5.
 
 The state is x0 + sigma eps. The network's input is the state divided by sqrt(sigma² + sigma_data²), its timestep is
-log(sigma) / 4, and x and the output are mixed with the weights c_skip and c_out. There are no betas: sigma falls from
-`sigma_max` to `sigma_min`, and `num_train_timesteps` only limits the number of steps.
+log(sigma) / 4, and x and the output are combined with the weights c_skip and c_out. There are no betas: sigma falls
+from `sigma_max` to `sigma_min`, and `num_train_timesteps` only limits the number of steps.
 """
 
 import math
@@ -16,7 +16,7 @@ from sega_jax.method.schedules.spacing import Options
 
 
 def _sigmas(options: Options, steps: int) -> np.ndarray:
-    """Returns descending sigmas [steps + 1], including the final one, spaced by eq. 5 or geometrically."""
+    """Returns descending sigmas [steps + 1], including the final one, spaced according to eq. 5 or geometrically."""
     if "timesteps" in options:
         raise ValueError("EDM schedulers determine their own noise levels; give a number of steps, not timesteps")
     low, high, rho = options["sigma_min"], options["sigma_max"], options["rho"]
@@ -50,7 +50,7 @@ def _table(options: Options, sigma: np.ndarray, solver: MultistepRow) -> Row:
 
 
 def euler(options: Options, steps: int) -> Row:
-    """Returns the table of Euler steps (Karras et al. 2022, algorithm 2 without churn or second-order correction)."""
+    """Returns the table for Euler steps (Karras et al. 2022, algorithm 2 without churn or second-order correction)."""
     sigmas = _sigmas(options, steps)
     skip, out = _x0(options, sigmas[:-1])
     solver = multistep(steps, m=((1 - skip) / sigmas[:-1], -out / sigmas[:-1]), x=(1.0, np.diff(sigmas)))
@@ -58,9 +58,9 @@ def euler(options: Options, steps: int) -> Row:
 
 
 def dpm_solver(options: Options, steps: int) -> Row:
-    """Returns the table of multi-step DPM-Solver++ (Lu et al. 2022) of order 1 to 3, with alpha = 1.
+    """Returns the table for multi-step DPM-Solver++ (Lu et al. 2022) of order 1 to 3, with alpha = 1.
 
-    "sde" adds the noise of the reverse diffusion. With `final_sigmas_type` "sigma_min", the last step leaves x
+    "sde" adds the noise of the reverse diffusion process. With `final_sigmas_type` "sigma_min", the last step leaves x
     unchanged, as in diffusers.
     """
     sigmas = _sigmas(options, steps)

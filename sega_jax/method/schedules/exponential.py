@@ -1,8 +1,8 @@
-"""Tables of the exponential integrators: DPM-Solver and DPM-Solver++ (Lu et al. 2022), DEIS (Zhang & Chen 2023), and
+"""Tables for the exponential integrators: DPM-Solver and DPM-Solver++ (Lu et al. 2022), DEIS (Zhang & Chen 2023), and
 UniPC (Zhao et al. 2023).
 
 Here x = alpha x0 + sigma eps with alpha² + sigma² = 1, and lambda = log(alpha / sigma). These solvers integrate the
-linear part exactly along lambda, and approximate the rest from the x0 (or eps) of the last calls. If some betas are
+linear part exactly along lambda and approximate the rest from the x0 (or eps) of the last calls. If some betas are
 zero, sigma is 0 before the end of the schedule. From there on, x is x0, and calls leave it unchanged.
 """
 
@@ -77,10 +77,10 @@ def _form(options: Options, path: NoisePath, *, data: bool) -> tuple[np.ndarray,
 
 
 def dpm_solver(options: Options, steps: int) -> Row:
-    """Returns the table of multi-step DPM-Solver of order 1 to 3.
+    """Returns the table for multi-step DPM-Solver of order 1 to 3.
 
-    The option "midpoint" or "heun" selects the formula for the slope, and "sde" adds the noise of the reverse
-    diffusion.
+    The option "midpoint" or "heun" selects the formula for the slope, and "sde" adds the noise of the reverse diffusion
+    process.
     """
     path = _path(options, steps, rounded=options["beta_schedule"] != "squaredcos_cap_v2")
     form = _form(options, path, data=options["algorithm_type"].endswith("++"))
@@ -120,14 +120,14 @@ def dpm_multistep(options: Options, path: NoisePath, form: tuple[np.ndarray, np.
 
 
 def dpm_singlestep(options: Options, steps: int) -> Row:
-    """Returns the table of single-step DPM-Solver.
+    """Returns the table for single-step DPM-Solver.
 
     Each step has `solver_order` calls. Each call starts from the beginning of its step and uses the step's outputs so
     far. If calls remain at the end, they form a step of lower order. If sampling begins later in the schedule, the
     first step may also be of lower order.
 
     In a stochastic step of order 3 with "heun", the bend (second derivative) has the same sign as in diffusers, so the
-    step is only accurate to first order.
+    step is accurate only to first order.
     """
     path = _path({**options, "timestep_spacing": "linspace"}, steps)
     kind, begin = options["algorithm_type"], options.get("begin", 0)
@@ -196,11 +196,11 @@ def _dpm_gains(kind: str, path: NoisePath, i: int, j: int) -> tuple[float, float
 
 
 def deis(options: Options, steps: int) -> Row:
-    """Returns the table of DEIS (Zhang & Chen 2023) of order 1 to 3 in log rho, where rho = sigma / alpha.
+    """Returns the table for DEIS (Zhang & Chen 2023) of order 1 to 3 in log rho, where rho = sigma / alpha.
 
-    It interpolates the last values of eps by a polynomial in log rho and integrates the polynomial over rho exactly. It
-    ends at the smallest training sigma. With `use_karras_sigmas` or another spacing of sigmas, it ends at the last of
-    the respaced sigmas, and the last step leaves x unchanged.
+    DEIS interpolates the last values of eps with a polynomial in log rho and integrates the polynomial over rho
+    exactly. It ends at the smallest training sigma. With `use_karras_sigmas` or another spacing of sigmas, it ends at
+    the last of the respaced sigmas, and the last step leaves x unchanged.
     """
     path = _path({**options, "final_sigmas_type": "sigma_min"}, steps, own_end=True)
     weights, begin = np.zeros((steps, 3)), options.get("begin", 0)
@@ -229,10 +229,10 @@ def deis(options: Options, steps: int) -> Row:
 
 
 def unipc(options: Options, steps: int) -> Row:
-    """Returns the table of UniPC, a predictor (UniP) with a corrector (UniC).
+    """Returns the table for UniPC, a predictor (UniP) with a corrector (UniC).
 
-    B(h) is h for "bh1" and exp(h) - 1 for "bh2". The corrector repeats the last step using the output at the end of the
-    step, and the predictor continues from the result.
+    B(h) is h for "bh1" and exp(h) - 1 for "bh2". The corrector repeats the last step with the output from the end of
+    that step, and the predictor continues from the result.
     """
     path = _path(options, steps, own_end=True)
     count, most = len(path.timesteps), options["solver_order"]
@@ -283,7 +283,7 @@ def _unipc_step(options: Options, path: NoisePath, i: int, order: int, *, correc
             phi = (phi / hh if np.isfinite(hh) else 0.0) - 1 / math.factorial(k + 1)
         matrix = ratios ** np.arange(unknown)[:, None]
         solved = np.linalg.solve(matrix[:, :unknown], right[:unknown])
-        # At the lowest orders the paper uses 1/2, which gives the right order for every B.
+        # At the lowest orders, the paper uses 1/2, which gives the right order for every B.
         rho = np.array([0.5]) if unknown == 1 else solved
         for k, (r, ratio) in enumerate(zip(rho, ratios, strict=False), 1):
             weights[0 if k == order else k + 1] -= scale * bound * r / ratio

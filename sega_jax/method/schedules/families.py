@@ -1,4 +1,4 @@
-"""The supported schedulers, keyed by their class names in diffusers: their options, supported values and tables."""
+"""The supported schedulers, keyed by diffusers class name, with their options, supported values and tables."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -225,7 +225,7 @@ _FOREIGN = {
     "flow_shift", "time_shift_type", "prk_timesteps",
     *(key for family in FAMILIES.values() for key in (*family.defaults, *family.fixed)),
 }  # fmt: skip
-# Options that make torch schedulers reproduce diffusers' former Flax schedulers: the first versions of DDIM never
+# Options that make torch schedulers reproduce diffusers' former Flax schedulers. In their first versions, DDIM never
 # clipped, DPM-Solver ended at timestep 0, and Euler counted "leading" timesteps from 1.
 _FLAX_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "DDIMScheduler": {"clip_sample": False},
@@ -252,13 +252,14 @@ def plain(name: str) -> str:
 
 
 def resolve(config: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
-    """Returns all options of a config's class. Options that are missing or null get their default values.
+    """Returns all options of a config's scheduler class. Options that are missing or null get their default values.
 
     Args:
         strict: Whether to reject an option that no supported scheduler has, instead of ignoring it.
 
     Raises:
-        ValueError: The scheduler, an option or a value is not supported. The message lists the supported ones.
+        ValueError: The scheduler, an option or a value is not supported. The message lists the supported names or
+            values.
     """
     name = config.get("_class_name")
     if name not in list(FAMILIES):

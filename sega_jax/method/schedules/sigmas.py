@@ -1,4 +1,4 @@
-"""Tables of the solvers that step along sigma = noise / signal, after k-diffusion: Euler, Heun, LMS and KDPM2.
+"""Tables for the solvers that step along sigma = noise / signal, as in k-diffusion: Euler, Heun, LMS and KDPM2.
 
 The state is x0 + sigma eps, and the network's input is the state divided by sqrt(sigma² + 1). These solvers remember
 the derivative d = (x - x0) / sigma, which is eps; only Heun remembers x0. If some betas are zero, sigma is 0 before the
@@ -24,7 +24,7 @@ def _path(options: Options, steps: int) -> tuple[np.ndarray, np.ndarray]:
             raise ValueError(
                 "interpolation_type='log_linear' determines the timesteps; give a number of steps, not timesteps"
             )
-        # The last of the steps + 1 points is the smallest sigma, for any `final_sigmas_type`.
+        # The last of the (steps + 1) points is the smallest sigma, whatever the `final_sigmas_type`.
         least = schedule[schedule > 0][0]
         sigmas = np.exp(np.linspace(math.log(schedule[-1]), math.log(least), steps + 1))
     other = respaced(options, sigmas, steps)
@@ -35,7 +35,7 @@ def _path(options: Options, steps: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _derivative(options: Options, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (p, q) with d = p x + q output. Without noise, d cannot be computed from x and x0, and is set to 0."""
+    """Returns (p, q) with d = p x + q output. Without noise, d cannot be computed from x and x0, so it is set to 0."""
     if options["prediction_type"] == "v_prediction":
         return sigma / (sigma**2 + 1), 1 / np.sqrt(sigma**2 + 1)
     if options["prediction_type"] == "sample":
@@ -64,14 +64,14 @@ def _table(options: Options, t: np.ndarray, sigma: np.ndarray, solver: Multistep
 
 
 def euler(options: Options, steps: int) -> Row:
-    """Returns the table of Euler steps (Karras et al. 2022, algorithm 2 without churn or second-order correction)."""
+    """Returns the table for Euler steps (Karras et al. 2022, algorithm 2 without churn or second-order correction)."""
     t, sigmas = _path(options, steps)
     solver = multistep(steps, m=_derivative(options, sigmas[:-1]), x=(1.0, np.diff(sigmas)))
     return _table(options, t, sigmas[:-1], solver)
 
 
 def euler_ancestral(options: Options, steps: int) -> Row:
-    """Returns the table of ancestral Euler: each step goes to a lower sigma, and fresh noise raises sigma again."""
+    """Returns the table for ancestral Euler: each step goes to a lower sigma, and fresh noise raises sigma again."""
     t, sigmas = _path(options, steps)
     down, up = _ancestral(sigmas)
     solver = multistep(steps, m=_derivative(options, sigmas[:-1]), x=(1.0, down - sigmas[:-1]), noise=up)
@@ -79,14 +79,14 @@ def euler_ancestral(options: Options, steps: int) -> Row:
 
 
 def _ancestral(sigmas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (down, up), each [steps]: the sigma where a step ends, and the sigma of the noise added after it."""
+    """Returns (down, up), each [steps]: the sigma at which a step ends, and the sigma of the noise added after it."""
     now, after = sigmas[:-1], sigmas[1:]
     up = np.sqrt(after**2 * np.maximum(1 - (after * _inverse(now)) ** 2, 0))
     return np.sqrt(np.maximum(after**2 - up**2, 0)), up
 
 
 def heun(options: Options, steps: int) -> Row:
-    """Returns the table of Heun's method (Karras et al. 2022, algorithm 1 without churn).
+    """Returns the table for Heun's method (Karras et al. 2022, algorithm 1 without churn).
 
     It has 2 * steps - 1 calls, because every step except the last has two.
     """
@@ -95,7 +95,7 @@ def heun(options: Options, steps: int) -> Row:
     second, at = call % 2 == 1, (call + 1) // 2
     now, before, after = sigmas[at], sigmas[at - 1], sigmas[np.minimum(at + 1, steps)]
     # The solver stores x0, which the config may clip; the derivative is d = (x - x0) / sigma. A step that ends at zero
-    # noise, such as the last one, stays an Euler step.
+    # noise, such as the last one, remains an Euler step.
     corrects = second & (now > 0)
     full, half = (after - now) * _inverse(now), (now - before) / 2
     at_start, at_end = np.where(corrects, half * _inverse(before), 0), np.where(corrects, half * _inverse(now), 0)
@@ -110,7 +110,7 @@ def heun(options: Options, steps: int) -> Row:
 
 
 def kdpm2(options: Options, steps: int) -> Row:
-    """Returns the table of DPM-Solver-2 (Lu et al. 2022, algorithm 1), which steps along sigma as in k-diffusion.
+    """Returns the table for DPM-Solver-2 (Lu et al. 2022, algorithm 1), which steps along sigma as in k-diffusion.
 
     It has 2 * steps - 1 calls: every step except the last has a second call at its logarithmic midpoint, and the
     derivative there is used for the entire step.
@@ -119,7 +119,7 @@ def kdpm2(options: Options, steps: int) -> Row:
 
 
 def kdpm2_ancestral(options: Options, steps: int) -> Row:
-    """Returns the table of the ancestral form of `kdpm2`, which steps to a lower sigma and then adds noise."""
+    """Returns the table for the ancestral form of `kdpm2`, which steps to a lower sigma and then adds noise."""
     return _in_the_middle(options, steps, ancestral=True)
 
 
@@ -143,7 +143,7 @@ def _in_the_middle(options: Options, steps: int, *, ancestral: bool) -> Row:
 
 
 def lms(options: Options, steps: int, order: int = 4) -> Row:
-    """Returns the table of LMS, the Adams-Bashforth method for steps of unequal length.
+    """Returns the table for LMS, the Adams-Bashforth method for steps of unequal length.
 
     The polynomial through the last derivatives is integrated exactly. diffusers integrates it numerically, with an
     error of about 1e-8.

@@ -16,7 +16,7 @@ Options = Mapping[str, Any]
 def cumulative(options: Options) -> np.ndarray:
     """Returns abar, the cumulative product of 1 - beta, for each training timestep.
 
-    It is float64, as in DeepFloyd-IF's own code; diffusers computes betas and products in float32.
+    The result is float64, as in DeepFloyd-IF's own code; diffusers computes betas and products in float32.
     """
     count, kind = options["num_train_timesteps"], options["beta_schedule"]
     low, high = options["beta_start"], options["beta_end"]
@@ -32,7 +32,7 @@ def cumulative(options: Options) -> np.ndarray:
         betas = np.minimum(1 - bar[1:] / bar[:-1], 0.999)
     bars = np.cumprod(1 - betas)
     if options.get("rescale_betas_zero_snr"):
-        # Lin et al. 2024, algorithm 1: the last signal becomes 0, and the first stays unchanged.
+        # Lin et al. 2024, algorithm 1: the last share of signal becomes 0, and the first stays unchanged.
         root = np.sqrt(bars)
         bars = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
     return bars
@@ -41,14 +41,14 @@ def cumulative(options: Options) -> np.ndarray:
 def sigmas_of(bars: np.ndarray) -> np.ndarray:
     """Returns sigma = noise / signal for each training timestep.
 
-    It is 0 before the first nonzero beta. abar = 0 is replaced with 2^-24, so that sigma is finite.
+    Sigma is 0 before the first nonzero beta. abar = 0 is replaced with 2^-24, so that sigma is finite.
     """
     bars = np.where(bars > 0, bars, 2.0**-24)
     return np.sqrt((1 - bars) / bars)
 
 
 def spaced(options: Options, steps: int, *, rounded: bool = True) -> np.ndarray:
-    """Returns the descending timesteps of a spacing (Lin et al. 2024, table 2), rounded as in diffusers.
+    """Returns the descending timesteps for a spacing (Lin et al. 2024, table 2), rounded as in diffusers.
 
     A custom list of timesteps is returned unchanged.
 
@@ -74,7 +74,8 @@ def spaced(options: Options, steps: int, *, rounded: bool = True) -> np.ndarray:
 def spaced_before_end(options: Options, steps: int, total: int) -> np.ndarray:
     """Returns the descending timesteps for solvers whose spacing includes the endpoint.
 
-    It computes steps + 1 timesteps and drops the last. A custom list of timesteps is returned unchanged.
+    The function computes (steps + 1) timesteps and drops the last one. A custom list of timesteps is returned
+    unchanged.
 
     Args:
         total: The number of training timesteps to use, starting at timestep 0.
@@ -95,7 +96,7 @@ def spaced_before_end(options: Options, steps: int, total: int) -> np.ndarray:
 
 
 def _trailing(first: int, total: int, steps: int) -> np.ndarray:
-    # For some numbers of steps (61, 103, ...), diffusers' arange has an extra entry, timestep -1.
+    # For some numbers of steps (61, 103, ...), diffusers' arange has an extra entry, the timestep -1.
     return np.round(np.arange(first, 0, -total / steps)[:steps]) - 1
 
 
@@ -112,8 +113,8 @@ def _inside(t: np.ndarray, options: Options, steps: int) -> np.ndarray:
 def respaced(options: Options, ends: np.ndarray, steps: int) -> np.ndarray | None:
     """Returns descending sigmas between the first and last entry of `ends`, or None if no option respaces sigmas.
 
-    The sigmas are spaced by eq. 5 of Karras et al. 2022 with rho = 7, geometrically, or by the quantiles of a beta
-    distribution (Lee et al. 2024).
+    The sigmas are spaced according to eq. 5 of Karras et al. 2022 with rho = 7, geometrically, or at the quantiles of a
+    beta distribution (Lee et al. 2024).
 
     Raises:
         ValueError: An option respaces sigmas, but `options` also has a list of timesteps.
@@ -139,7 +140,8 @@ def respaced(options: Options, ends: np.ndarray, steps: int) -> np.ndarray | Non
 
 
 def timesteps_of(sigmas: np.ndarray, schedule: np.ndarray) -> np.ndarray:
-    """Returns the fractional timesteps of sigmas in a training schedule, by linear interpolation of log(sigma)."""
+    """Returns the fractional timesteps at which a training schedule has the given sigmas, by interpolating log(sigma)
+    linearly."""
     logs = np.log(np.maximum(schedule, 1e-10))
     return np.interp(np.log(np.maximum(sigmas, 1e-10)), logs, np.arange(len(logs)))
 
@@ -199,7 +201,7 @@ def _sections(counts: tuple[int, ...], total: int) -> np.ndarray:
     """Returns descending timesteps from sections of equal length, one for each entry of `counts`.
 
     An entry is the number of timesteps to take from its section, evenly spaced from the section's first timestep to its
-    last. If the sections cannot be equally long, the first ones are longer by one timestep.
+    last. If the sections cannot be equally long, the first ones are one timestep longer.
     """
     size, longer = divmod(total, len(counts))
     timesteps, start = [], 0

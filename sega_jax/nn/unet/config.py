@@ -21,7 +21,7 @@ class _Family(NamedTuple):
 
 
 _CROSS, _SIMPLE = "UNetMidBlock2DCrossAttn", "UNetMidBlock2DSimpleCrossAttn"
-# Other mid blocks in Stable Diffusion's family. Some smaller models have one resnet there, or no block ("").
+# Other mid blocks in the Stable Diffusion family. Some smaller models have one resnet there, or no block ("").
 _RESNET, _NOTHING = "UNetMidBlock2D", ""
 # {mid block: family} for Stable Diffusion and DeepFloyd-IF.
 _FAMILIES = {
@@ -72,8 +72,8 @@ _FIXED = {
     "class_embeddings_concat": (False,),
     "mid_block_only_cross_attention": (None, False),
 }
-# Options without effect. Dropout is only for training, the softmax of attention is always float32, the two Flax options
-# choose how attention is computed, and the others belong to unsupported options.
+# Options without effect. Dropout is only for training, the attention softmax is always computed in float32, the two
+# Flax options choose how attention is computed, and the others belong to unsupported options.
 _IGNORED = (
     "dropout",
     "upcast_attention",
@@ -84,7 +84,7 @@ _IGNORED = (
 
 
 def _is_of_old_default(config: Mapping[str, Any]) -> bool:
-    """Returns whether a config is older than diffusers 0.9 and has a sample_size below 64.
+    """Returns whether a config predates diffusers 0.9 and has a sample_size below 64.
 
     Before version 0.9, the default was 32, although Stable Diffusion 1 generates pictures of 512 x 512 pixels (64 x 64
     latents). diffusers' pipelines also replace such a value with 64.
@@ -190,7 +190,8 @@ class UNetConfig(NamedTuple):
         for level, channels in enumerate(self.block_out_channels):
             if channels % self.norm_num_groups:
                 raise ValueError(
-                    f"UNet config: {channels} channels cannot be split into norm_num_groups {self.norm_num_groups}"
+                    f"UNet config: {channels} channels cannot be split into {self.norm_num_groups} groups"
+                    " (norm_num_groups)"
                 )
             heads = self.level("attention_head_dim", level)
             if channels % heads and self._attends(level):
@@ -244,7 +245,7 @@ class UNetConfig(NamedTuple):
         return layers[0] if isinstance(layers, tuple) else layers
 
     def _attends(self, level: int) -> bool:
-        """Returns whether to check the heads of a level. In Stable Diffusion's family, all levels are checked."""
+        """Returns whether to check the heads of a level. In the Stable Diffusion family, all levels are checked."""
         last = level == len(self.block_out_channels) - 1
         return not self.adds_keys or last or "Attn" in self.down_block_types[level] + self.up_block_types[~level]
 
@@ -267,8 +268,8 @@ class UNetConfig(NamedTuple):
 
     @property
     def adds_keys(self) -> bool:
-        """Whether the network belongs to DeepFloyd-IF's family, whose attention concatenates the keys from the text and
-        from the picture."""
+        """Whether the network belongs to the DeepFloyd-IF family, whose attention concatenates the keys from the text
+        and from the picture."""
         return self.mid_block_type == _SIMPLE
 
     @property

@@ -1,5 +1,5 @@
-"""The embeddings of the timestep, the guidance scale and the pooled text. Each embedding is one vector for each
-picture."""
+"""The embeddings of the timestep, the guidance scale and the pooled text. Each embedding consists of one vector for
+each picture."""
 
 import math
 

@@ -21,7 +21,7 @@ class Context(NamedTuple):
 
 
 class Projected(NamedTuple):
-    """A context projected by a UNet, shared by all timesteps and all x."""
+    """A context projected by a UNet, valid for all timesteps and every x."""
 
     pooled: jax.Array | None  # [batch, embedding], added to the timestep's embedding; None if there is none
     attended: list[list[Any]]  # for each block, the keys and values of its attention modules
@@ -119,7 +119,7 @@ class UNet2DConditionModel(nnx.Module):
         class_labels: jax.Array | None,
         guidance: jax.Array | None,
     ) -> jax.Array:
-        """Returns the embedding to be passed to all resnets, [batch, embedding]."""
+        """Returns the embedding [batch, embedding] that is passed to all resnets."""
         c = self.config
         if class_labels is None and self.class_embedding is not None:
             raise ValueError(
