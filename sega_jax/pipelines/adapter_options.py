@@ -1,4 +1,4 @@
-"""Classes that check the options for LoRAs and new words, and convert them for plans, tables and `load`."""
+"""Classes that check the LoRA and new-word options and convert their values for plans, tables and `load`."""
 
 import os
 from collections.abc import Mapping
@@ -59,7 +59,7 @@ class Files(Kind):
         return dict(pairs)
 
     def words(self, pairs: Pairs) -> list[str]:
-        """Formats pairs as they are written on the command line."""
+        """Formats pairs for the command line."""
         raise NotImplementedError
 
     def cells(self, name: str, value: Any) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def _is_path(value: Any) -> bool:
 
 
 class Loras(Files):
-    """LoRAs, as pairs (path or hub name, scale)."""
+    """LoRAs, as (path or hub name, scale) pairs."""
 
     noun = "a LoRA file, a folder that contains one, owner/name on the hub, or {file: scale}"
 
@@ -104,7 +104,7 @@ class Loras(Files):
 
 
 class NewWords(Files):
-    """Textual-inversion embeddings, as pairs (word, path); the word is None if the file specifies it."""
+    """Textual-inversion embeddings, as (word, path) pairs; the word is None if the file specifies it."""
 
     noun = "{word: file}, or a file that specifies its word"
 

@@ -21,29 +21,30 @@ def merge_lora(models: M, lora: str | Path | Mapping[str | Path, float]) -> M:
 
         pipe.models = merge_lora(pipe.models, {"style.safetensors": 0.8})
 
-    Each weight W becomes W + sum of scale (W' - W), where W' is the weight with a single LoRA applied at scale 1. A
-    LoRA of rank r gives W' = W + alpha / r up down. LoHa, LoKr, DoRA, (IA)^3, GLoRA, OFT and full weight differences
-    are supported, too (`sega_jax.weights.lora_forms`, `lora_products`). Sums are computed in float32 and rounded once.
-    `models` itself does not change, so keep it if you want to undo the merge.
+    Each weight W becomes W plus the sum of scale (W' - W) over all LoRAs, where W' is the weight with a single LoRA
+    applied at scale 1. For a LoRA of rank r, W' = W + alpha / r up down. LoHa, LoKr, DoRA, (IA)^3, GLoRA, OFT and full
+    weight differences are also supported (`sega_jax.weights.lora_forms`, `lora_products`). The sums are computed in
+    float32 and rounded only once. `models` itself does not change, so keep it if you want to undo the merge.
 
-    At scale 1, the result is the same as with LyCORIS, peft and diffusers' `fuse_lora`, with two exceptions. diffusers
-    0.42.1 loses some alphas that differ between layers. LyCORIS 4.1.3 merges LoHa and LoKr with (alpha / r)^2, although
-    it trains them with alpha / r; this function merges them with alpha / r. At other scales, DoRA and BOFT differ, too:
-    peft scales DoRA's product before it sets the norms, and LyCORIS scales the norms or each rotation. Here, scale 0
-    leaves the weights unchanged.
+    At scale 1, the result is the same as with LyCORIS, peft and diffusers' `fuse_lora`, with two exceptions: diffusers
+    0.42.1 loses some alphas that differ between layers, and LyCORIS 4.1.3 merges LoHa and LoKr with (alpha / r)^2,
+    although it trains them with alpha / r; this function merges them with alpha / r. At other scales, DoRA and BOFT
+    also differ: peft scales DoRA's product before it sets the norms, and LyCORIS scales DoRA's norms and each of BOFT's
+    rotations. In this function, scale 0 leaves the weights unchanged.
 
     Args:
         models: The networks of a pipeline (`pipe.models`) for Stable Diffusion or another family that supports LoRAs.
-        lora: A LoRA to merge at scale 1: a file, a folder that contains one, or a name on the hub ("owner/name" or
+        lora: A LoRA to merge at scale 1: a file, a folder with a LoRA file, or a name on the hub ("owner/name" or
             "owner/name@revision/path/to/file.safetensors"). For other scales or several LoRAs, give {file: scale} with
-            finite scales. Files are .safetensors, .bin, .pt, .pth or .ckpt; code in them is never run. If the file has
-            no alpha for a layer, alpha is r.
+            finite scales. The files may be .safetensors, .bin, .pt, .pth or .ckpt; code in them is never run. If the
+            file has no alpha for a layer, alpha is r.
 
     Returns:
         New networks of the same type, in the dtypes of `models`.
 
     Raises:
-        TypeError: `models` are not from a pipeline with LoRA support, or `lora` is neither a path nor a mapping.
+        TypeError: `models` does not come from a pipeline that supports LoRAs, or `lora` is neither a path nor a
+            mapping.
         ValueError: A scale is not a finite number.
         CheckpointError: A file is missing or broken, contains tensors that are not part of a LoRA or do not fit any
             layer of the networks, has tensors of the wrong shape (the message lists the first ones), or was trained for
@@ -78,7 +79,7 @@ def lora_changes(models: Any, lora: str | Path | Mapping[str | Path, float]) -> 
 
     Args:
         models: The networks, loaded or with shapes instead of parameters (`jax.ShapeDtypeStruct`).
-        lora: The LoRAs, as for `merge_lora`.
+        lora: The LoRAs, in any form that `merge_lora` accepts.
 
     Raises:
         TypeError, ValueError, CheckpointError: As for `merge_lora`.
@@ -98,16 +99,16 @@ def add_words(models: M, tokenizer: T, words: str | Path | Mapping[str, str | Pa
 
         pipe.models, pipe.tokenizer = add_words(pipe.models, pipe.tokenizer, {"<cat-toy>": "cat.safetensors"})
 
-    `models` and `tokenizer` themselves do not change. Token ids and vectors are the same as with diffusers'
+    `models` and `tokenizer` themselves do not change. The token ids and vectors are the same as with diffusers'
     `load_textual_inversion`. A word with several vectors becomes the tokens `<cat-toy>`, `<cat-toy>_1`, ...; in prompts
-    and concepts, write it only once. If the config of Stable Diffusion XL's second text encoder has `eos_token_id` 2,
-    as in the published checkpoint, that encoder pools at the token with the largest id. In texts with a new word, this
-    is the word's token, as in diffusers.
+    and concepts, write only `<cat-toy>`. If the config of Stable Diffusion XL's second text encoder sets `eos_token_id`
+    to 2, as in the published checkpoint, that encoder pools at the token with the largest id. In texts that contain a
+    new word, this is the new word's token, as in diffusers.
 
     Args:
         models, tokenizer: The networks and tokenizer of a Stable Diffusion pipeline (`pipe.models`, `pipe.tokenizer`).
-        words: {word: file}, or one file that specifies its word. Files are .safetensors, .bin or .pt; code in them is
-            never run.
+        words: {word: file}, or one file that specifies its word. The files may be .safetensors, .bin or .pt; code in
+            them is never run.
 
     Returns:
         The new networks and the new tokenizer.

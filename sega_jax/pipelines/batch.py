@@ -35,7 +35,7 @@ class Batch:
     reading: Mapping[str, Any]  # options for encoding prompts and concepts, such as `clip_skip`
     negative_reading: Mapping[str, Any]  # options for encoding negative prompts
     seeds: list[int] | None  # None if the call was given a key instead
-    x: np.ndarray | None  # the initial state in the loop's dtype; drawn if None
+    x: np.ndarray | None  # the initial state in the sampling loop's dtype; drawn if None
     picture: np.ndarray | None  # the pictures to start from, [rows, height, width, 3] in [-1, 1]
     picture_noise: np.ndarray | None  # noise [rows, *shape] for sampling the pictures' latents; drawn if None
     shape: tuple[int, int, int]  # the (height, width, channels) of a row's predictions
@@ -63,7 +63,7 @@ class Batch:
         return len(self.table.call)
 
     def select(self, rows: Sequence[int]) -> "Batch":
-        """Returns a batch of the rows with the given indices, which may be repeated."""
+        """Returns a batch with the rows at the given indices; an index may occur more than once."""
         index = np.array(rows)
 
         def pick(values):
@@ -122,7 +122,7 @@ def prepare(call: Call, pipe: LoadedCheckpoint) -> Batch:
     )
     setup = system.sampler.setup(call, context)
     if setup.guidance_scale is not None:
-        # Distilled networks take the scale as an input, and edit directions are relative to the empty text.
+        # Distilled networks take the guidance scale as an input; edit directions are relative to the empty text.
         negatives = _texts("negative_prompt", system.text.negative(pipe.models, pipe.tokenizer, pipe.extras), check)
         negatives *= spread.total
     _check_clocks(edits, len(setup.table.call), call)
@@ -173,7 +173,7 @@ def _check_memory(rows: int, call: Call, pipe: LoadedCheckpoint) -> None:
 class Spread:
     """A function that spreads values over the rows of a batch.
 
-    A prompt's value is repeated for each of its pictures.
+    The value for a prompt is repeated for each of the prompt's pictures.
     """
 
     def __init__(self, prompts: int, images_per_prompt: int):
@@ -184,7 +184,7 @@ class Spread:
         """Returns one entry for each row.
 
         Raises:
-            ValueError: The number of entries is neither the number of prompts nor the number of pictures.
+            ValueError: The number of entries equals neither the number of prompts nor the number of pictures.
         """
         if len(values) == self.total:
             return list(values)
@@ -290,7 +290,7 @@ def _replay(replay: np.ndarray | None, rows: int, shape: tuple[int, int, int], d
     if replay.ndim != 5 or replay.shape[0] not in (1, rows) or replay.shape[2:] != shape or not replay.shape[1]:
         raise ValueError(
             f"replay has shape {replay.shape}, expected ({rows}, calls, {', '.join(map(str, shape))}) {axes};"
-            " a first axis of 1 is shared by all pictures"
+            " a first axis of length 1 is shared by all pictures"
         )
     replay = np.broadcast_to(cast("replay", replay, dtype), (rows, *replay.shape[1:]))
     # Padding with zeros does not change the result, but lets records of different lengths share a compiled program.
@@ -298,11 +298,11 @@ def _replay(replay: np.ndarray | None, rows: int, shape: tuple[int, int, int], d
 
 
 def _with_noise(settings: Settings, call: Call, pipe: LoadedCheckpoint, setup: Setup) -> Settings:
-    """Returns the settings with the user's noise, if there is any.
+    """Adds the user's noise, if any, to the settings.
 
     Raises:
-        TypeError, ValueError: The noise has the wrong shape, or the solver uses no noise. In the latter case, only a
-            warning is emitted if `strict` is false.
+        TypeError, ValueError: The noise has the wrong shape, or the solver uses no noise. In the latter case,
+            `strict=False` turns the error into a warning.
     """
     if not setup.draws:
         what = "record_noise=True" if call.noise is None else "noise"
@@ -355,8 +355,8 @@ def _seeds(seed: Any, total: int) -> list[int]:
     return [check_int("seed", seed, 0, top - total + 1) + i for i in range(total)]
 
 
-# The random generator is fixed, so that a seed gives the same picture whatever JAX's settings are. With other
-# generators, a row's noise would also depend on other rows drawn at the same time.
+# The random generator is fixed, so that a seed gives the same picture regardless of JAX's settings. With other
+# generators, a row's noise would also depend on the other rows that are drawn at the same time.
 _IMPLEMENTATION = "threefry2x32"
 
 

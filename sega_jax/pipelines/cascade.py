@@ -1,7 +1,7 @@
 """Cascades, in which a first stage generates pictures and later stages enlarge them. Shared texts are encoded once.
 
-DeepFloyd-IF's stages make pictures with sides of 64, 256 and 1024 pixels. A family that can be a first stage lists the
-later stages in `System.stages`.
+In DeepFloyd-IF's cascade, the pictures' sides grow from 64 to 256 and 1024 pixels. A family that can be the first stage
+lists the later stages in `System.stages`.
 """
 
 import dataclasses
@@ -46,13 +46,13 @@ class Stage(NamedTuple):
 
 @dataclasses.dataclass
 class CascadeOutput(Output):
-    """The last stage's output. `finite` is combined over all stages; `stages` maps each stage's name to its output."""
+    """The last stage's output. `finite` covers all stages; `stages` maps each stage's name to its output."""
 
     stages: dict[str, Output] = dataclasses.field(default_factory=dict)
 
 
 class Cascade:
-    """A chain of stages, each of which enlarges the pictures of the previous one. `load_cascade` creates it.
+    """A chain of stages; each later stage enlarges the pictures of the stage before it. `load_cascade` creates it.
 
     Args:
         encode: A function that encodes a list of n strings as the first stage's text conditioning, with n rows.
@@ -93,12 +93,12 @@ class Cascade:
 
         Args:
             prompt, edits, negative_prompt, images_per_prompt, seed, key, output, strict: As for `Pipeline`, but all
-                texts must be strings. All stages use the same seeds, so calling a stage alone gives the same result.
-            edited: The names of the stages that the edits guide. The same warm-up or scale acts differently in each
-                stage. If a stage's own arguments include `edits`, that stage uses these instead.
-            clean: Whether to clean the texts of all stages that share the first stage's text encoder, as DeepFloyd-IF's
-                training captions were cleaned (`sega_jax.text.caption_cleaning`, which needs the extra "if").
-            stages: Other arguments for the `Pipeline` calls of the stages, by stage name: stage2={"steps": 20}.
+                texts must be strings. All stages use the same seeds, so each gives the same result when called alone.
+            edited: The names of the stages that the edits guide. The same warm-up or scale has a different effect in
+                each stage. If a stage's own arguments include `edits`, that stage uses those edits instead.
+            clean: Whether to clean all texts for the first stage's text encoder the way DeepFloyd-IF's training
+                captions were cleaned (`sega_jax.text.caption_cleaning`, which needs the extra "if").
+            stages: Other arguments for the stages' `Pipeline` calls, keyed by stage name, such as stage2={"steps": 20}.
 
         Raises:
             TypeError, ValueError: An argument is invalid for a stage. Raised before any model runs.
@@ -210,17 +210,17 @@ def load_cascade(
             Diffusion's x4 upscaler. The second stage uses the first stage's text encoder.
         further: {stage name: checkpoint}, for cascades of other families. `System.stages` lists the stage names.
         low_memory: Whether calls load each network only when it is needed and free it afterwards.
-        dtype, variant, devices, attention: As for `load`, for all stages.
+        dtype, variant, devices, attention: As for `load`; they apply to all stages.
         revisions: {stage name: the branch, tag or commit of the checkpoint on the hub}.
         schedulers: {stage name: replacement for the checkpoint's scheduler}.
-        loras, textual_inversions: {stage name: the option `lora` or `textual_inversion` of `load`}. A LoRA that changes
-            the first stage's text encoder also affects the second stage's text conditioning.
-        safety_checker: As for `load`, but only for the x4 upscaler; DeepFloyd-IF's own checker is not supported.
+        loras, textual_inversions: {stage name: value of `load`'s option `lora` or `textual_inversion`}. A LoRA that
+            changes the first stage's text encoder also affects the second stage's text conditioning.
+        safety_checker: As for `load`. It applies only to the x4 upscaler; DeepFloyd-IF's own checker is not supported.
 
     Raises:
-        CheckpointError: A checkpoint is of the wrong kind for its stage (raised before any weights are fetched), or
-            the stages need text embeddings of different widths; or as for `load`.
-        ValueError: A stage is missing or unknown, or does not support an adapter; or as for `load`.
+        CheckpointError: A checkpoint does not fit its stage (raised before any weights are fetched), or the stages need
+            text embeddings of different widths; `load` lists further cases.
+        ValueError: A stage is missing or unknown, or does not support an adapter; `load` lists further cases.
 
     Example:
         >>> import sega_jax
@@ -338,7 +338,7 @@ def _stages(
         stages[name].outline.models.unet.config.text_dim for name in stages if sources[name].system.text.type is text
     }
     if len(texts) > 1:
-        raise CheckpointError(f"the stages need text embeddings of widths {sorted(texts)}; use stages of one release")
+        raise CheckpointError(f"the stages need text embeddings of widths {sorted(texts)}; use stages from one release")
     return stages
 
 
@@ -362,7 +362,7 @@ def _are_words(value: Any) -> bool:
 
 
 def _replaced(call: Mapping[str, Any], read: Callable[[str], Any]) -> dict[str, Any]:
-    """Applies `read` to all strings in a call's arguments; a missing negative prompt is treated as the empty text."""
+    """Applies `read` to all strings in a call's texts; a missing negative prompt counts as the empty text."""
 
     def one(value: Any) -> Any:
         if isinstance(value, str):

@@ -16,12 +16,12 @@ M = TypeVar("M")
 
 
 def as_scheduler(value: Any, config: Mapping[str, Any] | None = None) -> Scheduler:
-    """Converts any accepted form of a scheduler to a `Scheduler`.
+    """Converts a scheduler in any accepted form to a `Scheduler`.
 
     Args:
-        value: A `Scheduler`; a diffusers class or its name, which adopts `config` as diffusers' `from_config` does; a
-            config with a `_class_name`; a folder with `scheduler_config.json`, or the checkpoint folder that contains
-            it; or a diffusers scheduler object.
+        value: A `Scheduler`; a diffusers class or its name, which takes its options from `config`, as in diffusers'
+            `from_config`; a config with a `_class_name`; a folder with `scheduler_config.json`, or the checkpoint
+            folder that contains it; or a diffusers scheduler object.
         config: The config of the scheduler to replace, if any.
 
     Raises:
@@ -67,7 +67,7 @@ def as_scheduler(value: Any, config: Mapping[str, Any] | None = None) -> Schedul
 
 
 def check_training(name: str, own: Mapping[str, Any] | None) -> None:
-    """Checks that a scheduler class is meant for models trained in the same way as the checkpoint's.
+    """Checks that a scheduler class is meant for models trained in the same way as the checkpoint.
 
     Args:
         name: The name of the scheduler class.
@@ -90,7 +90,7 @@ def checked_scheduler(value: Any) -> Any:
     """Checks the option `scheduler` as far as possible without the checkpoint.
 
     Returns:
-        The value itself if it is None, a class or a class's name, because these need the config of the checkpoint's
+        The value itself if it is None, a class or a class name, because a class needs the config of the checkpoint's
         scheduler; otherwise the `Scheduler`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Advice on what to write instead of diffusers' arguments, attributes and methods."""
+"""Advice on replacements for diffusers' arguments, attributes and methods."""
 
 _MADE_BY = "write pipe = sega_jax.load(source"
 _COMPUTES = "it configures torch; leave it out"
@@ -23,9 +23,9 @@ ARGUMENTS = {
     "cross_attention_kwargs": "write pipe.models = sega_jax.merge_lora(pipe.models, {file: scale}) before the call",
     "clean_caption": "clean the words with sega_jax.text.caption_cleaning",
     "editing_prompt": 'write edits=[Edit("glasses"), ...]',
-    "editing_prompt_embeddings": "write edits=[Edit(embedding), ...], with results of pipe.encode",
-    "editing_pooled_prompt_embeddings": "write edits=[Edit(embedding), ...], with results of pipe.encode",
-    "reverse_editing_direction": "write edits=[Edit(..., scale=-5)], a negative scale",
+    "editing_prompt_embeddings": "write edits=[Edit(embedding), ...], with embeddings from pipe.encode",
+    "editing_pooled_prompt_embeddings": "write edits=[Edit(embedding), ...], with embeddings from pipe.encode",
+    "reverse_editing_direction": "write edits=[Edit(..., scale=-5)], with a negative scale",
     "edit_guidance_scale": "write edits=[Edit(..., scale=5)]",
     "edit_warmup_steps": "write edits=[Edit(..., warmup=10)]",
     "edit_cooldown_steps": "write edits=[Edit(..., cooldown=20)]",
@@ -52,14 +52,16 @@ ATTRIBUTES = {
     "to": f"{_MADE_BY}, dtype=..., devices=...)",
     "save_pretrained": "write pipe.save(folder)",
     "load_lora_weights": f"{_MADE_BY}, lora=file), or pipe.models = sega_jax.merge_lora(pipe.models, file)",
-    "unload_lora_weights": "keep pipe.models from before sega_jax.merge_lora and restore it",
-    "unfuse_lora": "keep pipe.models from before sega_jax.merge_lora and restore it",
+    "unload_lora_weights": "store pipe.models before calling sega_jax.merge_lora, and assign it to undo the merge",
+    "unfuse_lora": "store pipe.models before calling sega_jax.merge_lora, and assign it to undo the merge",
     "fuse_lora": "sega_jax.merge_lora merges LoRAs into the weights",
     "set_adapters": "write pipe.models = sega_jax.merge_lora(pipe.models, {file: scale})",
     "get_active_adapters": "sega_jax.merge_lora merges LoRAs into the weights, so none are listed",
-    "delete_adapters": "keep pipe.models from before sega_jax.merge_lora and restore it",
+    "delete_adapters": "store pipe.models before calling sega_jax.merge_lora, and assign it to undo the merge",
     "load_textual_inversion": f"{_MADE_BY}, textual_inversion=file), or use sega_jax.add_words",
-    "unload_textual_inversion": "keep pipe.models and pipe.tokenizer from before sega_jax.add_words and restore them",
+    "unload_textual_inversion": (
+        "store pipe.models and pipe.tokenizer before calling sega_jax.add_words, and assign them to undo it"
+    ),
     "encode_prompt": "write pipe.encode(words)",
     "set_progress_bar_config": "pass progress=False to the call",
     "enable_vae_tiling": "pass tiled=True to the call",
@@ -78,7 +80,7 @@ LOADERS = {"from_pretrained": f"{_MADE_BY})", "from_single_file": f"{_MADE_BY}, 
 
 
 def attribute(name: str) -> str | None:
-    """Returns advice on what to write instead of a diffusers pipeline's attribute, or None for other names."""
+    """Returns advice on replacing a diffusers pipeline's attribute, or None for other names."""
     if name in ATTRIBUTES:
         return ATTRIBUTES[name]
     return _COMPUTES if name.startswith(("enable_", "disable_")) else None

@@ -72,7 +72,7 @@ class SchedulerChoice(Kind):
 
 
 class DevicesChoice(Kind):
-    """JAX devices. On the command line, the number of this host's devices to use, or a list of device numbers."""
+    """JAX devices; on the command line, a device count or a list of device numbers."""
 
     noun = (
         "JAX devices, or another pipeline's `pipe.devices` to reuse its compiled programs for networks of the same"
@@ -210,7 +210,7 @@ class LoadOptions:
     networks: Mapping[str, Any] | None = argument(
         None,
         Opaque("{folder name: network or its files}"),
-        "replaces further networks of the checkpoint, keyed by their folder names",
+        "replaces other networks of the checkpoint; the keys are folder names",
     )
     tokenizer: Any = argument(
         None,
@@ -228,8 +228,8 @@ class LoadOptions:
     prediction_type: str | None = argument(
         None,
         OptionalChoice(*PREDICTIONS),
-        "what the UNet predicts; the default comes from the scheduler's config. A Stable Diffusion 2.x single file has"
-        ' no config, so its default is "v_prediction", as in diffusers; 2.0-base and 2.1-base need "epsilon"',
+        "the UNet's prediction type; the default comes from the scheduler's config. A Stable Diffusion 2.x single file"
+        ' has no config, so its default is "v_prediction", as in diffusers; 2.0-base and 2.1-base need "epsilon"',
         shell=True,
     )
     ema: bool = argument(False, Flag(), "load the moving average of the UNet's weights from a single file", shell=True)
@@ -242,7 +242,7 @@ class LoadOptions:
     textual_inversion: str | Path | Mapping[str, str | Path] | None = argument(
         None,
         NewWords(),
-        "words from textual inversion to add (`sega_jax.add_words`)",
+        "textual-inversion words to add (`sega_jax.add_words`)",
         shell=True,
     )
 
@@ -251,7 +251,7 @@ class LoadOptions:
 
     @property
     def replaced(self) -> dict[str, Any]:
-        """The networks to use instead of the checkpoint's, as {name: network}."""
+        """The replacements for the checkpoint's networks, as {name: replacement}."""
         names = ("text_encoder", "text_encoder_2", "unet", "vae")
         named = {name: getattr(self, name) for name in names}
         return {name: value for name, value in named.items() if value is not None} | dict(self.networks or {})
@@ -261,7 +261,7 @@ def check_checker(value: Any) -> None:
     """Checks the type of the option `safety_checker`.
 
     Raises:
-        TypeError: The value is neither a bool, None nor a `Safety`.
+        TypeError: The value is not a bool, None or a `Safety`.
     """
     if not (value is None or isinstance(value, bool | Safety)):
         shown = type(value).__name__ if callable(value) else repr(value)
@@ -272,7 +272,7 @@ def check_checker(value: Any) -> None:
 
 
 def pick_dtype(dtype: DTypeLike | None, devices: Devices) -> np.dtype:
-    """Returns the dtype of the networks; None means the default for the devices.
+    """Returns the dtype of the networks; if `dtype` is None, this is the default for the devices.
 
     Raises:
         ValueError: The dtype is not supported, or float64 is not enabled in JAX.
@@ -299,12 +299,12 @@ def pick_dtype(dtype: DTypeLike | None, devices: Devices) -> np.dtype:
 
 
 def whole_dtype(name: str) -> str:
-    """Expands an abbreviated dtype such as "fp16" or "bf16"."""
+    """Expands an abbreviated dtype name such as "fp16" or "bf16"."""
     return re.sub(r"^(bf|f)p?(?=\d)", lambda match: f"{match[1]}loat", name.lower())
 
 
 def _is_ampere(device: jax.Device) -> bool:
-    """Returns whether a device is an NVIDIA GPU of compute capability 8.0 or higher.
+    """Returns whether a device is an NVIDIA GPU with compute capability 8.0 or higher.
 
     bfloat16 and flash kernels need such a GPU.
     """
@@ -315,7 +315,7 @@ def _is_ampere(device: jax.Device) -> bool:
 
 
 def pick_attention(attention: str | None, dtype: np.dtype, devices: Devices) -> str:
-    """Returns the attention implementation to use; None means the best one for the devices and the dtype.
+    """Returns the attention implementation to use; if `attention` is None, the best one for the devices and the dtype.
 
     Raises:
         ValueError: The implementation is unknown, or does not support the devices or the dtype.

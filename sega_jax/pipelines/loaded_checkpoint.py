@@ -71,8 +71,8 @@ class LoadedCheckpoint:
     def components(self) -> dict[str, Any]:
         """The arguments that recreate this pipeline.
 
-        `Pipeline(**pipe.components)` is a second pipeline that shares the weights and compiled programs but has its own
-        scheduler.
+        `Pipeline(**pipe.components)` creates a second pipeline that shares this one's weights and compiled programs but
+        has its own scheduler.
         """
         names = ("system", "models", "tokenizer", "scheduler", "devices", "safety", "extras")
         return {name: getattr(self, name) for name in names}
@@ -91,7 +91,7 @@ class LoadedCheckpoint:
         return f"<{type(self).__name__}: {', '.join(parts)}>"
 
     def __copy__(self) -> Self:
-        """Returns a pipeline that shares the weights and compiled programs but has its own scheduler."""
+        """Returns a pipeline that shares this one's weights and compiled programs but has its own scheduler."""
         copied = type(self)(**self.components)
         copied.source = self.source
         return copied

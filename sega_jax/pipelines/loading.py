@@ -46,10 +46,10 @@ def load(options: LoadOptions) -> Pipeline:
     Raises:
         FileNotFoundError: The folder or file does not exist.
         TypeError: An option has the wrong type.
-        CheckpointError: The source is not a checkpoint or cannot be fetched, or a file is missing, is broken or does
+        CheckpointError: The source is not a checkpoint or cannot be fetched, or a file is missing or broken, or does
             not fit the checkpoint.
         ValueError: The dtype, attention, scheduler or config is not supported, an option does not apply to this
-            checkpoint, or the tokenizer already contains a word that is to be added.
+            checkpoint, or the tokenizer already contains one of the new words.
 
     Example:
         >>> import sega_jax
@@ -83,9 +83,9 @@ class Resolved(NamedTuple):
     devices: Devices
     dtype: np.dtype
     attention: str
-    replaced: Mapping[str, Any]  # {name: network that replaces the checkpoint's, or None to omit it}
-    alone: Mapping[str, NetworkSource]  # {name: files of a network that replaces the checkpoint's}
-    tokenizer: Any  # a replacement for the checkpoint's tokenizer; None keeps the checkpoint's
+    replaced: Mapping[str, Any]  # {name: replacement network, or None to omit the network}
+    alone: Mapping[str, NetworkSource]  # {name: files of a replacement network}
+    tokenizer: Any  # a replacement for the checkpoint's tokenizer; None keeps the original
 
     @property
     def configs(self) -> dict[str, Any]:
@@ -139,8 +139,8 @@ def _replaced(
     """Separates replacements into networks (or None, which omits a network) and files to read.
 
     Raises:
-        TypeError, ValueError, FileNotFoundError, CheckpointError: A replacement is neither a network nor the files of
-            one, or the family has no network with that name.
+        TypeError, ValueError, FileNotFoundError, CheckpointError: A replacement is neither a network nor a network's
+            files, or the family has no network with that name.
     """
     networks, file = system.checkpoint.networks, system.checkpoint.single_file
     replaced: dict[str, Any] = {}
@@ -188,7 +188,7 @@ def describe(
     Args:
         folder: The checkpoint's folder.
         attention, scheduler, tokenizer, safety_checker: As for `load`.
-        replaced: {name: network or config that replaces the checkpoint's, or None to omit it}.
+        replaced: {name: replacement network or config, or None to omit the network}.
 
     Raises:
         CheckpointError: A file is missing or broken, or it describes an unsupported component.
@@ -287,7 +287,7 @@ def _opened(options: LoadOptions, resolved: Resolved, part: str, module: Any) ->
 def _scheduler(
     options: LoadOptions, source: str | Path, scheduler: schedules.Scheduler, declared: dict[str, Any]
 ) -> schedules.Scheduler:
-    """Applies scheduler options from the user or, failing that, from the weight files; warns if the two disagree."""
+    """Applies the user's scheduler options or, if there are none, those in the weight files; warns if they disagree."""
     contradicted = {}
     if isinstance(options.scheduler, schedules.Scheduler):
         # The user passed a complete config, which takes precedence over the files.

@@ -23,9 +23,9 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 
 @contextmanager
 def collected() -> Iterator[None]:
-    """Emits each distinct warning from a `with` block once, when the outermost block ends, with or without an error.
+    """Emits each distinct warning from a `with` block once, when the outermost block ends, even after an error.
 
-    Warnings from other threads are collected, too, if these threads run in a copy of this thread's context
+    Warnings from other threads are also collected if these threads run in a copy of this thread's context
     (`contextvars.copy_context`).
     """
     if _collected.get() is not None:

@@ -22,9 +22,9 @@ _CONFIG = "config.json"
 class NetworkSource(NamedTuple):
     """The location of one network's weights."""
 
-    config: Mapping[str, Any] | None  # the network's config; None to use the checkpoint's
+    config: Mapping[str, Any] | None  # the network's config; None means the config in the checkpoint
     open: Callable[[Any], Weights]  # opens the weights, given a network with shapes instead of parameters
-    variant: str | None = None  # the variant of the weights that was found
+    variant: str | None = None  # the variant that was found
     file: Path | None = None  # the weight file; None for a folder
 
 
@@ -43,7 +43,7 @@ def find_network(
             original repository's tensor names; or a name on the hub, "owner/name", "owner/name/folder" or
             "owner/name/file".
         network: The family's description of the network.
-        originals: The original repositories' layouts that a single file with this network may have.
+        originals: The original repositories' layouts, any of which a single file with this network may have.
         variant: The preferred variant of the weights; if it does not exist, weights without a variant are used.
 
     Raises:
@@ -179,8 +179,8 @@ class _Candidate(NamedTuple):
     def rank(self) -> tuple[bool, bool, int, bool, bool, bool]:
         """The sort key; the best candidate comes last.
 
-        The criteria are, in order: any matching names, any fit, the number of matches, the family's own prefix, no
-        moving average, and diffusers' names.
+        The criteria are, in order: whether any name matches, whether any tensor fits, the number of matches, the
+        family's own prefix, no moving average, and diffusers' names.
         """
         diffusers_names, moving_average = self.original is None, "ema" in self.prefix
         fits = self.fitting > 0 or (self.named > 0 and not diffusers_names)
@@ -212,6 +212,6 @@ def _count(tensors: Tensors, module: Any, prefix: str) -> tuple[int, int]:
 
 
 def _overlap(original: Original, tensors: Tensors, module: Any) -> int:
-    """Counts a network's tensors that a file contains under their original names."""
+    """Counts how many of a network's tensors a file contains under their original names."""
     names = {name.partition("[")[0] for name in original.full_names(module).values()}
     return len({original.full_name(key, module) for key in tensors.shapes} & names)

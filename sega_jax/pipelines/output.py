@@ -9,7 +9,7 @@ from sega_jax.systems.base import Record
 
 
 def is_finite(states: np.ndarray) -> np.ndarray:
-    """Returns bool [rows]: for latents, whether each row is finite; for tokens, whether it contains no -1."""
+    """Returns bool [rows]: for latents, whether each row is finite; for tokens, whether each row is free of -1."""
     entries = np.isfinite(states) & (states > -1 if states.dtype.kind == "i" else True)
     return entries.reshape(len(states), -1).all(1)
 
@@ -25,11 +25,11 @@ class Output:
             [pictures, height / f, width / f]. Here, f is the checkpoint's downsampling factor. A picture that is not
             finite is replaced with None (Pillow), black (uint8), NaN (floats) or -1 (tokens). A flagged picture is
             black.
-        finite: bool [pictures], False for pictures with NaN or infinity; the call also warns about these.
+        finite: bool [pictures], False for pictures with NaN or infinite values; the call also warns about these.
         seeds: The integer seed of each picture; None if the call was given a key instead.
-        record: With `record=True`, the predictions and semantic guidance of every model call, arrays [pictures, calls,
-            ...]; otherwise None. With `record_noise=True`, its `noise` is the noise that the solver drew, [calls,
-            pictures, ...], in the form that the argument `noise` takes.
+        record: With `record=True`, the predictions and semantic guidance of every model call, as arrays [pictures,
+            calls, ...]; otherwise None. With `record_noise=True`, `record.noise` is the noise that the solver drew,
+            [calls, pictures, ...], in the form that the argument `noise` accepts.
         flagged: bool [pictures], True for pictures that the safety checker flagged; the call also warns about these.
             None if the pipeline has no safety checker, and for latents and tokens, which are not checked.
 

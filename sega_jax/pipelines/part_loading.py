@@ -1,4 +1,4 @@
-"""Loads a checkpoint's text encoders, which the stages of a cascade share, separately from its other networks."""
+"""Loads a checkpoint's text encoders, which the stages of a cascade share, separately from the other networks."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -33,13 +33,13 @@ def load_text(
 
     Args:
         source, dtype, variant, devices: As for `load`.
-        lora: As for `load`, but only the LoRA's text-encoder part is merged.
+        lora: The LoRAs, as for `load`; only their text-encoder parts are merged.
 
     Returns:
         A function that encodes a list of strings as the family's text conditioning.
 
     Raises:
-        CheckpointError: The checkpoint has no text encoder; or as for `load`.
+        CheckpointError: The checkpoint has no text encoder; `load` lists further cases.
         FileNotFoundError, TypeError, ValueError: As for `load`.
     """
     where = devices if isinstance(devices, Devices) else Devices(devices)
@@ -76,7 +76,7 @@ def load_readers(
         {folder: text encoder}, and the tokenizer.
 
     Raises:
-        CheckpointError: The checkpoint has no text encoder; or as for `load`.
+        CheckpointError: The checkpoint has no text encoder; `load` lists further cases.
         FileNotFoundError, TypeError, ValueError: As for `load`.
     """
     where = devices if isinstance(devices, Devices) else Devices(devices)
@@ -102,7 +102,7 @@ def load_readers(
 def load_without_text(
     source: str | Path, *, lora: str | Path | Mapping[str | Path, float] | None = None, **options: Any
 ) -> Pipeline:
-    """Loads a checkpoint without its text encoder. `load_text` merges a LoRA's text-encoder part.
+    """Loads a checkpoint without its text encoder. The text-encoder part of a LoRA is left to `load_text`.
 
     Args:
         source, lora, options: As for `load`.

@@ -39,8 +39,8 @@ class Pipeline(LoadedCheckpoint):
     or settings never triggers a recompilation. The pictures of a batch are distributed over the devices, so request at
     least as many pictures as there are devices.
 
-    `Pipeline(system, ...)` creates a pipeline from components, such as another pipeline's (`pipe.components`); see
-    `LoadedCheckpoint`. The result is an instance of a subclass whose calls take the family's arguments.
+    `Pipeline(system, ...)` creates a pipeline from components, for example from the `components` of another pipeline;
+    see `LoadedCheckpoint`. The result is an instance of a subclass whose calls take the family's arguments.
 
     Raises:
         TypeError, ValueError: A component belongs to a different family, or the components do not fit together.
@@ -82,7 +82,7 @@ class Pipeline(LoadedCheckpoint):
             TypeError, ValueError: An argument is unknown or invalid. Raised before any model runs.
         """
         raise TypeError(
-            "this Pipeline has no family; create one with sega_jax.load, or with Pipeline(**pipe.components)"
+            "this Pipeline has no family; create a pipeline with sega_jax.load or Pipeline(**pipe.components)"
         )
 
     def _call(self, call: Call) -> Output:
@@ -102,11 +102,11 @@ class Pipeline(LoadedCheckpoint):
         """Compiles all programs for calls with these arguments, without generating pictures.
 
         Later calls with the same shapes need no compilation, even if their texts and numerical settings differ. For
-        Paella, the length of the longest text must be the same, too.
+        Paella, the length of the longest text must also be the same.
 
-        A model call can skip a concept that has no effect in any row: after its cool-down or, without momentum, before
-        the end of its warm-up. Each smaller number of concepts needs a program of its own, which takes as long to
-        compile as the full one. Therefore, pipelines skip concepts only if this method has compiled these programs.
+        A model call can skip a concept if no row needs it: after its cool-down or, without momentum, during its
+        warm-up. Each smaller number of concepts needs a program of its own, which takes as long to compile as the
+        program for all concepts. Therefore, pipelines skip concepts only if this method has compiled these programs.
         Skipping changes the results only by rounding.
 
         Returns:
@@ -121,7 +121,7 @@ class Pipeline(LoadedCheckpoint):
     def compile(self, *args: Any, **arguments: Any) -> Compiled:
         """Compiles all programs for calls with these arguments; `help(type(pipe).compile)` lists the arguments."""
         raise TypeError(
-            "this Pipeline has no family; create one with sega_jax.load, or with Pipeline(**pipe.components)"
+            "this Pipeline has no family; create a pipeline with sega_jax.load or Pipeline(**pipe.components)"
         )
 
     def prepare(self, *args: Any, **arguments: Any) -> Batch:
@@ -135,7 +135,7 @@ class Pipeline(LoadedCheckpoint):
             return prepare(self.system.call(*args, **arguments), self)
 
     def as_function(self, *args: Any, **arguments: Any) -> PureCall:
-        """Returns a pure function of arrays that does the same as a call, and the function's arguments.
+        """Returns a pure function of arrays that computes a call's pictures, and the function's arguments.
 
             function, arguments = pipe.as_function("a cat", Edit("glasses"), steps=20)
             pictures = jax.jit(function)(**arguments)  # float32 [pictures, height, width, 3] in [0, 1]
@@ -153,7 +153,7 @@ class Pipeline(LoadedCheckpoint):
             A named tuple of the function and its arguments, {name: argument}.
 
         Raises:
-            TypeError, ValueError: As for a call; or the call requests results other than pictures.
+            TypeError, ValueError: The call is invalid, or requests results other than pictures.
         """
         batch = self.prepare(*args, **arguments)
         with collected():
@@ -165,8 +165,8 @@ class Pipeline(LoadedCheckpoint):
         Args:
             texts: A string, or a list of strings.
             options: The arguments of a call that affect the encoding, such as long_prompts, weighted and clip_skip for
-                Stable Diffusion and SDXL. SDXL also has `second`, a different text for its second text encoder: one
-                string for all texts, or a list with one string for each.
+                Stable Diffusion and SDXL. SDXL also accepts `second`, a different text for its second text encoder: one
+                string for all texts, or a list with one string for each text.
 
         Returns:
             A `Text` of the family's type, with one row for each text.
@@ -212,12 +212,12 @@ class Pipeline(LoadedCheckpoint):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **options: Any) -> "Pipeline":
-        """Raises a TypeError that says what to write instead of diffusers' method."""
+        """Raises a TypeError that names the replacement for diffusers' method."""
         raise TypeError(f"from_pretrained is diffusers' name; {diffusers_names.LOADERS['from_pretrained']}")
 
     @classmethod
     def from_single_file(cls, *args: Any, **options: Any) -> "Pipeline":
-        """Raises a TypeError that says what to write instead of diffusers' method."""
+        """Raises a TypeError that names the replacement for diffusers' method."""
         raise TypeError(f"from_single_file is diffusers' name; {diffusers_names.LOADERS['from_single_file']}")
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:

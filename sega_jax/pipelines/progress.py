@@ -41,8 +41,8 @@ def styled(**options: Any) -> Iterator[None]:
 
 
 def printable(text: str) -> str:
-    """Returns a text in which escape sequences replace control characters, because these could change the terminal.
-    Line breaks and tabs stay.
+    """Replaces a text's control characters, which could change the terminal, with escape sequences. Line breaks and
+    tabs are kept.
 
     Example:
         >>> from sega_jax.pipelines.progress import printable
@@ -59,7 +59,7 @@ def _changes_terminals(c: str) -> bool:
 
 
 def _escaped(code: int) -> str:
-    # In bash, \x stands for a byte, and \u and \U for a character.
+    # In bash, \x stands for a byte, whereas \u and \U stand for a character.
     return f"\\x{code:02x}" if code < 128 else f"\\u{code:04x}" if code < 2**16 else f"\\U{code:08x}"
 
 

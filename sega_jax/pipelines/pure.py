@@ -57,9 +57,9 @@ def pure_call(pipe: LoadedCheckpoint, batch: Batch) -> PureCall:
 
 
 def _ids_and_text(pipe: LoadedCheckpoint, batch: Batch) -> tuple[Any, Any]:
-    """Returns the arguments `ids` and `text` of `generate` for the branches of a batch."""
+    """Returns `generate`'s arguments `ids` and `text` for the branches of a batch."""
     rows = branches_of(pipe, batch, batch.n)
-    # A family may represent a missing negative prompt by special text conditioning.
+    # A family may represent a missing negative prompt with special text conditioning.
     encoded_negatives = int(all(not isinstance(row[0], str) for row in rows))
     words: list[Any] = [branch for row in rows for branch in row[encoded_negatives:]]
     if any(batch.reading.values()) or not all(isinstance(word, str) for word in words):
@@ -77,7 +77,7 @@ def _ids_and_text(pipe: LoadedCheckpoint, batch: Batch) -> tuple[Any, Any]:
 
 
 def _same_shapes(one: Any, other: Any) -> bool:
-    """Returns whether two texts have rows of the same shapes."""
+    """Returns whether the rows of two texts have the same shapes."""
 
     def shapes(text):
         return [(path, leaf.shape[1:]) for path, leaf in jax.tree_util.tree_leaves_with_path(text)]
@@ -86,7 +86,7 @@ def _same_shapes(one: Any, other: Any) -> bool:
 
 
 def _tokens(pipe: LoadedCheckpoint, words: list[str]) -> Any:
-    """Returns the tokens that the family's `TextReader` passes to `encode`, a pytree of arrays [words, ...]."""
+    """Returns the tokens that the family's `TextReader` passes to `encode`, as a pytree of arrays [words, ...]."""
     check_reads(pipe, words)
     captured: list[Any] = []
     reader = pipe.system.text

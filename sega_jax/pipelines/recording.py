@@ -1,6 +1,6 @@
 """Saves and loads concept vectors: recorded guidance that can be summed, scaled, and replayed on other pictures.
 
-Guidance is a plain array [pictures, calls, height, width, channels], so NumPy's arithmetic applies:
+Guidance is a plain array [pictures, calls, height, width, channels], so NumPy arithmetic works on it:
 
     out = pipe("a castle", Edit("snow", warmup=0), record=True)
     save_guidance("snow.safetensors", out.record.sem_guidance)
@@ -31,11 +31,11 @@ def save_guidance(path: str | Path, guidance: Any, about: Mapping[str, str] | No
         guidance: A finite floating-point array [pictures, calls, height, width, channels], such as
             `Output.record.sem_guidance`. Guidance from the diffusers interface has the calls as its first axis; convert
             it with `np.moveaxis(out.sem_guidance, 1, 0)`.
-        about: Metadata to store in the file, such as the prompt and the edit: a mapping of strings to strings.
+        about: Metadata to store in the file, such as the prompt and the edit, as a mapping from strings to strings.
 
     Raises:
         TypeError: The guidance is not a floating-point array, or `about` does not map strings to strings.
-        ValueError: The guidance has the wrong number of axes, or NaN or infinite entries.
+        ValueError: The guidance has the wrong number of axes, or contains NaN or infinite entries.
         OSError: The file cannot be written.
 
     Example:

@@ -33,7 +33,7 @@ class Interruption(Exception):  # noqa: N818 - not an error
 
 
 class PictureWarning(RuntimeWarning, UserWarning):
-    """Warns that some pictures of a batch are missing or black."""
+    """Warns that some pictures in a batch are missing or black."""
 
 
 class Begun(NamedTuple):
@@ -141,7 +141,7 @@ def begin(
 def start_batch(pipe: LoadedCheckpoint, batch: Batch, settings: Any) -> Carry:
     """Returns the carry before the first model call.
 
-    The state is noise, or noise added to the picture to start from.
+    The state is noise or, if the call starts from a picture, that picture with added noise.
     """
     sampler, table = pipe.system.sampler, batch.table
     start = partial(
@@ -200,7 +200,7 @@ def advance_in_chunks(
     Args:
         pipe: The pipeline.
         begun: The batch.
-        every: If positive, a chunk also ends after call 0, and then after every `every` calls.
+        every: If positive, a chunk also ends after calls 0, `every`, 2 `every`, and so on.
 
     Yields:
         After each chunk, the number of finished calls, the carry, and the chunk's record.
@@ -217,7 +217,7 @@ def fetch_record(pipe: LoadedCheckpoint, record: Record | None, live: int) -> Re
     """Fetches the record of a chunk's first `live` calls, including the rows that pad the devices' shares."""
     if record is None or live > CHUNK // 2:
         return jax.tree.map(lambda leaf: leaf[:, :live], pipe.devices.gather(record))
-    # At least half of the chunk is padding, so its calls are fetched one by one.
+    # At least half of the chunk is padding, so its live calls are fetched one by one.
     one = pipe.devices.map(programs.recorded_call, (0, None))
     calls = [pipe.devices.gather(one(record, i)) for i in range(live)]
     return jax.tree.map(lambda *leaves: np.stack(leaves, 1), *calls)
@@ -244,13 +244,13 @@ def decode(pipe: LoadedCheckpoint, batch: Batch, x: Any) -> Decoded:
     program = pipe.devices.map(sampler.decode, (None, 0), **batch.decode)
     with enough_memory(x.shape):
         floats, finite = program(sampler.decoder(pipe.models), x)
-        # Converting to uint8 on the devices is faster, and then only a quarter of the bytes must be fetched.
+        # Converting to uint8 on the devices is faster and leaves only a quarter of the bytes to fetch.
         images = pipe.devices.map(programs.as_bytes, (0, 0))(floats, finite)
     return Decoded(images, finite, floats if batch.output == "float" else None)
 
 
 def fetch(pipe: LoadedCheckpoint, decoded: Decoded, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Fetches the first `rows` pictures or states, and two masks: which are finite, and which are flagged."""
+    """Fetches the first `rows` pictures or states, with one mask of the finite ones and one of the flagged ones."""
     with enough_memory(decoded.images.shape):
         images = pipe.devices.gather(decoded.images, rows)
     if decoded.finite is None:

@@ -58,7 +58,7 @@ class FeatureExtractor:
         if crop != image_size:
             raise CheckpointError(
                 f"{folder}: crop_size={config.crop_size!r}, but the safety checker takes {image_size} x {image_size}"
-                " pixels; take both folders from one checkpoint"
+                " pixels; take both folders from the same checkpoint"
             )
         self.image_size = image_size
         self.rescale_factor = config.rescale_factor

@@ -32,7 +32,7 @@ def save(pipe: LoadedCheckpoint, folder: str | Path, progress: bool | None = Non
 
     Args:
         pipe: The pipeline.
-        folder: A new or empty folder. Its files appear only once all of them have been written.
+        folder: A new or empty folder. The files appear in it only once all of them have been written.
         progress: Whether to show a progress bar; None shows one in terminals and notebooks.
 
     Returns:

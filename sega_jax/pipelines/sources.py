@@ -53,7 +53,7 @@ class Source(NamedTuple):
             variant: As for `sega_jax.load`.
             without: The names of networks that are not needed; may include "tokenizer".
             configs_of: The names of networks for which only the config is needed.
-            strict: Whether to raise an error if no network has weights of the variant.
+            strict: Whether to raise an error if no network has weights in this variant.
 
         Raises:
             CheckpointError: A part is missing or cannot be fetched. Raised before any weights are read.
@@ -90,7 +90,7 @@ class Source(NamedTuple):
         return on_hub or (self.folder / part / "config.json").is_file()
 
     def _has(self, part: str) -> bool:
-        """Returns whether a network's weights are in the folder, as opposed to the single file."""
+        """Returns whether a network's weights are in the folder rather than in the single file."""
         return self.file is None or part not in self.system.checkpoint.networks
 
     def check(self, variant: str | None, *, ema: bool, given: Collection[str] = ()) -> None:
@@ -138,7 +138,7 @@ class Source(NamedTuple):
             except CheckpointError as error:
                 why = f"fetching it failed, because {error}"
         raise CheckpointError(
-            f"{self.file} does not contain CLIP's vocabulary: {why}. Give tokenizer= (in the shell --tokenizer), a"
+            f"{self.file} does not contain CLIP's vocabulary: {why}. Give tokenizer= (--tokenizer in the shell), a"
             " folder with vocab.json and merges.txt, such as the tokenizer folder of any Stable Diffusion checkpoint in"
             " diffusers layout. Or give config= (--config), the folder or name of such a checkpoint"
         )
@@ -250,7 +250,7 @@ def _config_beside(repository: str, commit: str) -> str | None:
 
 
 def _revision(revision: str | None, address: hub.Address) -> str | None:
-    """Returns the revision from the option or from the address on the hub.
+    """Returns the revision that the option or the hub address specifies.
 
     Raises:
         ValueError: The option and the address specify different revisions.

@@ -44,7 +44,7 @@ def read_words(pipe: LoadedCheckpoint, words: Sequence[str], options: Mapping[st
         options: Arguments for the family's `TextReader.read`, such as `clip_skip`.
 
     Raises:
-        ValueError: The pipeline has no text encoder or tokenizer; or as for the family's `TextReader.read`.
+        ValueError: The pipeline has no text encoder or tokenizer; the family's `TextReader.read` lists further cases.
     """
     check_reads(pipe, words)
     reader = pipe.system.text
@@ -58,7 +58,7 @@ def join(pipe: LoadedCheckpoint, texts: Sequence[Any], options: Mapping[str, Any
     Args:
         pipe: The pipeline.
         texts: The texts.
-        options: As for `read_words`; used to encode the empty text that pads shorter texts.
+        options: As for `read_words`; they are used to encode the empty text that pads shorter texts.
 
     Raises:
         ValueError: The texts cannot be joined, or they need padding and the pipeline cannot encode the empty text.
@@ -72,7 +72,7 @@ def join(pipe: LoadedCheckpoint, texts: Sequence[Any], options: Mapping[str, Any
         if not reads(pipe):
             shapes = " and ".join(dict.fromkeys(map(repr, texts)))
             raise ValueError(
-                f"texts have different lengths: {shapes}, but this pipeline cannot pad them, because it cannot encode"
+                f"texts have different lengths: {shapes}; this pipeline cannot pad them, because it cannot encode"
                 " words; encode them in one call, or load the pipeline with its text encoder and tokenizer"
             )
         return jax.tree.map(cast, read_words(pipe, [""], options)[0])

@@ -56,7 +56,7 @@ class Choice(NamedTuple):
 
 
 def _choices(variant: str | None) -> list[list[Choice]]:
-    """Returns all choices, the best ones first. Files for all choices in an inner list are fetched together."""
+    """Returns all choices, best first. Files for all choices in an inner list are fetched together."""
     plain = [[Choice(ORBAX), Choice(SAFETENSORS)], [Choice(FLAX)], [Choice(PICKLES)]]
     return plain if variant is None else [[Choice(form, variant)] for form in _FORMS] + plain
 
@@ -77,7 +77,7 @@ def weight_paths(folder: Path, stem: str, variant: str | None = None) -> list[Pa
 
 
 def open_weights(folder: Path, stem: str, variant: str | None, rename: Rename) -> Weights:
-    """Opens a folder's weight files in the best format.
+    """Opens a folder's weight files in the best available format.
 
     Args:
         folder: The network's folder.
@@ -134,13 +134,13 @@ def fetch_weights(
     part, stem = next(iter(lacking.items()))
     name = f"{part}/{stem}.safetensors".removeprefix("/")
     raise CheckpointError(
-        f"{repository} has no {name}, nor these weights as .bin or .msgpack files or from sega-jax-convert; if it"
-        ' has variants, give one, such as variant="fp16"'
+        f"{repository} has no {name}, nor these weights as .bin or .msgpack files or in sega-jax-convert's"
+        ' format; if it has variants, give one, such as variant="fp16"'
     )
 
 
 def check_variant(name: str | Path, folders: Mapping[str, Path], stems: Mapping[str, str], variant: str) -> str | None:
-    """Checks which networks have weights of a variant.
+    """Checks which networks have weights in a given variant.
 
     Args:
         name: The name of the checkpoint, to show in messages.

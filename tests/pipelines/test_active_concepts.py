@@ -12,7 +12,7 @@ from sega_jax import Edit, Edits, Pipeline
 from sega_jax.pipelines.execution.active_concepts import needed, ordered
 
 PROMPTS = ["cat", "dog"]
-# In the second row, the first concept cools down and the other one is padding.
+# In the second row, the first concept cools down and the second one is padding.
 COOLED = [[Edit("a", warmup=1, cooldown=2), Edit("b", warmup=0, cooldown=4)], [Edit("c", warmup=0, cooldown=3)]]
 STEPS = 6
 
@@ -42,7 +42,8 @@ def test_equal_concepts_keep_their_order():
 
 @pytest.mark.parametrize("semantics", ["diffusers", "per_concept"])
 def test_skipped_predictions_have_no_effect(semantics):
-    """Wrong predictions at skipped calls have no effect: guidance equals the oracle's to 1e-12 in float64."""
+    """Wrong predictions at skipped calls have no effect: the oracle gives the same guidance to within 1e-12 in
+    float64."""
     rng, fewer = np.random.default_rng(0), 0
     with jax.enable_x64(True):
         for case in range(20):
@@ -89,8 +90,8 @@ def used(call):
     ids=["cool-downs", "warm-ups without momentum"],
 )
 def test_pictures_are_the_same_with_fewer_predictions(prepared, options, concepts):
-    """The relative L2 distance from the pictures made by predicting all concepts is below 1e-5; measured distances were
-    1e-7 to 9e-7."""
+    """The relative L2 distance to the pictures for which all concepts are predicted is below 1e-5; the measured
+    distances were between 1e-7 and 9e-7."""
     _, call, other = prepared
     images, skipped = used(partial(call, **options))
     expected_images, unskipped = used(partial(other, **options))
@@ -121,8 +122,8 @@ def test_compile_reports_every_program(prepared):
 
 
 def test_calls_after_compile_compile_nothing(prepared, small, compilations):
-    """Adding a callback or changing cool-downs compiles nothing. If no program for fewer concepts has been compiled,
-    the call predicts more."""
+    """Adding a callback or changing cool-downs compiles nothing. If no program for fewer concepts has been compiled, a
+    call predicts more concepts than it needs."""
     _, call, _ = prepared
     call(COOLED, output="pil", seed=[5, 9])
     call([Edit("x", cooldown=3, warmup=0), Edit("y", warmup=1)], callback=lambda *_: None, guidance_scale=3)

@@ -96,7 +96,7 @@ def bytes_of(module):
 
 
 def test_low_memory_keeps_one_network_at_a_time(stages, first, second, upscaler, whole, monkeypatch):
-    """The text encoder is in memory while words are encoded; after that, only the running stage is."""
+    """The text encoder is in memory while words are encoded; after that, only the running stage is in memory."""
     sizes = {"text": bytes_of(first.models.text_encoder), "stage1": bytes_of(first.models.unet)}
     sizes |= {"stage2": bytes_of(second.models.unet), "upscaler": bytes_of(upscaler.models)}
     run, encode, call, seen = pipeline.run, EmbeddingCache.__call__, {"output": "uint8"} | STEPS, []
@@ -120,8 +120,8 @@ def test_low_memory_keeps_one_network_at_a_time(stages, first, second, upscaler,
 
 @pytest.mark.parametrize("output", ["pil", "uint8", "float", "latent"])
 def test_pictures_that_are_not_finite_in_one_stage(whole, output):
-    """Such pictures are missing from the result even if later stages make finite ones from them; other pictures are
-    unaffected."""
+    """Pictures that are not finite in one stage are missing from the result even if later stages turn them into finite
+    ones; other pictures are unaffected."""
 
     def broken(pipe):
         def call(**options):
@@ -167,7 +167,7 @@ def test_pictures_that_are_not_finite_in_one_stage(whole, output):
 )
 @pytest.mark.parametrize("low_memory", [False, True])
 def test_invalid_calls(whole, stages, first, monkeypatch, low_memory, options, error, words):
-    """The arguments of all stages are checked before the first one runs."""
+    """The arguments of all stages are checked before the first stage runs."""
     mine = load_cascade(**stages, devices=first.devices, low_memory=True) if low_memory else whole
     monkeypatch.setattr(Devices, "map", lambda *_, **__: pytest.fail("a program ran"))
     monkeypatch.setattr(loading, "fill", lambda *_, **__: pytest.fail("weights were read"))
@@ -210,7 +210,7 @@ def test_an_unsupported_safety_checker_is_warned_about(tmp_path, first):
 
 @pytest.fixture
 def captions(monkeypatch):
-    """Replaces the module that cleans captions with a stub, and returns the list of texts that the stub receives."""
+    """Replaces the caption-cleaning module with a stub, and returns the list of texts that the stub receives."""
     asked = []
     module = types.ModuleType("captions")
     module.clean = lambda text: asked.append(text) or "cleaned"

@@ -45,7 +45,7 @@ def files(first, second, upscaler, tmp_path_factory):
 
 
 def adapters(files):
-    """Returns the adapters as arguments of `load_cascade`."""
+    """Returns the adapters as arguments for `load_cascade`."""
     return {
         "loras": {"stage1": files["stage1"], "stage2": {files["stage2"]: -0.5}, "upscaler": files["upscaler"]},
         "textual_inversions": {"upscaler": {"<toy>": files["toy"]}},

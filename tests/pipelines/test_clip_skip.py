@@ -8,7 +8,8 @@ from sega_jax.pipelines.texts import joined_branches
 
 
 def test_cached_embeddings_depend_on_the_layer(small, compilations):
-    """All values of `clip_skip` share a program, but each has its own cached embeddings, in any order of calls."""
+    """All values of `clip_skip` share a program, but each has its own cached embeddings, whatever the order of the
+    calls."""
     fresh = Pipeline(**small.components)
     layers = [fresh.encode("a hat", clip_skip=skip).states for skip in (1, 2)]
     programs = len(compilations)
@@ -38,7 +39,7 @@ def test_padding_skips_layers_like_the_prompt(small):
 
 
 def test_invalid_numbers_of_layers(small, least_xl):
-    """Stable Diffusion XL never reads the last layer, so its maximum is lower by 1."""
+    """Stable Diffusion XL never reads the last layer, so its maximum `clip_skip` is lower by 1."""
     for pipe, most in ((small, 2), (least_xl, 1)):
         message = rf"clip_skip={most + 1} should be from 0 to {most} for this text encoder"
         with pytest.raises(ValueError, match=message):

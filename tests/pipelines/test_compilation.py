@@ -87,8 +87,8 @@ print(*(events.count(f"cache_{found}") for found in ("hits", "misses")))
 
 @pytest.mark.slow
 def test_a_second_process_compiles_nothing(small_folder, tmp_path):
-    """JAX_COMPILATION_CACHE_DIR turns the cache on; the second variable makes it include programs that compile in under
-    a second."""
+    """JAX_COMPILATION_CACHE_DIR turns the cache on; JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 makes it include
+    programs that compile in under a second."""
     env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     run = [sys.executable, "-c", SECOND, str(small_folder)]
     first, second = (

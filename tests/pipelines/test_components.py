@@ -133,7 +133,7 @@ def test_invalid_schedulers(own, value, error, words):
 
 
 def test_defaults_of_another_class_are_not_adopted(own):
-    """The configs of diffusers' objects mark the options that have default values."""
+    """The config of a diffusers object marks the options that have their default values."""
     config = {**tiny.SD_BETAS, "timestep_spacing": "leading", "_use_default_values": ["timestep_spacing"]}
     own.scheduler = type("DDIMScheduler", (), {"config": config})()
     assert own.scheduler.options["timestep_spacing"] == "leading"
@@ -361,7 +361,7 @@ def test_warm_ups_count_calls(own, name, calls):
 
 
 def test_scheduler_configs_are_those_of_diffusers(own):
-    """diffusers' `from_config(pipe.scheduler.config)` accepts them."""
+    """The config of `pipe.scheduler` can be passed to diffusers' `from_config`."""
     assert isinstance(own.scheduler, Scheduler)
     assert own.scheduler.config == tiny.DDIM
 

@@ -22,12 +22,13 @@ STEPS = 4
 
 @pytest.fixture(scope="module")
 def on(small_folder):
-    """Returns a small pipeline on the given number of devices."""
+    """Returns a function that loads a small pipeline on a given number of devices."""
     return cache(lambda count: sega_jax.load(small_folder, devices=jax.local_devices()[:count]))
 
 
 def draw(pipe, rows, **options):
-    """Makes one picture for each integer in `rows`; the integer determines its prompt, edit, scale and seed."""
+    """Makes one picture for each integer in `rows`; the integer determines the picture's prompt, edit, scale and
+    seed."""
     settings = {
         "edits": [[Edit(WORDS[-r], scale=r + 1, warmup=r % 2)] for r in rows],
         "steps": STEPS,
@@ -131,7 +132,8 @@ def test_more_calls_compile_nothing(on, compilations):
 
 @pytest.mark.slow
 def test_compiled_ahead_of_time(on, compilations):
-    """Covers the programs for fewer concepts. On several devices, the compile report does not list memory."""
+    """The programs for fewer concepts are also compiled. On several devices, the compile report does not list
+    memory."""
     pipe = on(2)
     report = pipe.compile(["a", "b"], [Edit("", warmup=0, cooldown=2)], steps=STEPS, output="latent")
     assert [program.concepts for program in report.programs if program.name == "advance"] == [1, 0]
@@ -158,7 +160,7 @@ def test_flat_trees_equal_their_trees(on, count, compilations):
 
 
 def test_only_the_used_calls_of_a_chunk_are_fetched(on, monkeypatch):
-    """On the devices, a record's arrays are as long as a chunk, even if the chunk uses fewer calls."""
+    """On the devices, a record's arrays span a complete chunk, even if only some of the chunk's calls are used."""
     gather, fetched = Devices.gather, []
 
     def count(devices, tree, rows=None):

@@ -1,4 +1,4 @@
-"""Advice about diffusers' names, and the repr and copies of pipelines."""
+"""Advice on diffusers' names, and the repr and copying of pipelines."""
 
 import copy
 import pickle
@@ -17,7 +17,7 @@ from sega_jax.systems.registry import systems
 
 
 def test_every_argument_of_diffusers_has_advice():
-    """Each argument either exists here or raises an error that says what to write instead."""
+    """Each argument either exists here or raises an error that names its replacement."""
     known = {name for system in systems().values() for name in arguments(system.call)}
     theirs = {*arguments(TextToImageArguments), *arguments(SDXLTextToImageArguments)}
     assert theirs <= known | set(ARGUMENTS)

@@ -36,7 +36,8 @@ def close(found, wanted, tolerance=1e-5):
 
 
 def test_a_plain_loop_gives_the_same_pictures(small, out):
-    """The loop samples the encoder's distribution with the rows' keys, adds the first step's noise, and runs DDIM."""
+    """The loop samples from the encoder's distribution with the rows' keys, adds the first step's noise, and runs
+    DDIM."""
     keys = [jax.random.key(SEED + row) for row in range(2)]
     z = [[jax.random.normal(jax.random.fold_in(key, tag), (8, 8, 4)) for key in keys] for tag in (POSTERIOR, INITIAL)]
     mean, logvar = small.models.vae.encode(jnp.asarray(BYTES / np.float32(127.5) - 1))
@@ -124,7 +125,7 @@ def test_signal_and_noise_before_each_call(name):
 
 @pytest.mark.parametrize("name", ["DPM", "UniPC", "PNDM"])
 def test_solver_memory_starts_at_the_first_call_that_runs(name):
-    """At the first call that runs, the solver has no previous results; at the second, it has one."""
+    """At the first call that runs, the solver has no previous results; at the second call, it has one."""
     late = from_config(tiny.SCHEDULERS[name] | {"solver_order": 3}, strict=False).table(10, 0.5).solver
     assert not late.x_from_memory[0, 1:].any()
     assert not late.start_from_start[0]

@@ -1,4 +1,4 @@
-"""Invalid calls are rejected before anything runs, both in our own interface and in diffusers'."""
+"""Invalid calls are rejected before anything runs, both in the native interface and in the diffusers interface."""
 
 import jax
 import jax.numpy as jnp
@@ -200,7 +200,8 @@ def test_calls_of_the_diffusers_interface(idle, case):
     ("scale", "effect"), [(0, "=0 ignores"), (0.5, "=0.5 weakens"), ([7.0, 0.99], "=0.99 weakens")]
 )
 def test_guidance_scales_below_1(idle, scale, effect):
-    """The diffusers interface accepts such scales and uses the conditional prediction, as diffusers does."""
+    """Scales below 1 raise errors here; the diffusers interface accepts them and, like diffusers, uses the conditional
+    prediction."""
     with pytest.raises(ValueError, match=f"guidance_scale{effect} the prompt; give 1 to turn off classifier-free"):
         idle(["cat", "dog"], guidance_scale=scale)
 

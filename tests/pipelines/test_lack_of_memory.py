@@ -1,4 +1,5 @@
-"""Calls that cannot fit in memory are refused before anything runs, and JAX's errors become MemoryError."""
+"""Calls that cannot fit in memory are refused before anything runs, and JAX's out-of-memory errors become
+MemoryErrors."""
 
 import jax
 import pytest

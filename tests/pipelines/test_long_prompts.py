@@ -6,7 +6,7 @@ import pytest
 from sega_jax import ClipText, Edit
 from sega_jax.text.prompt_weights import Reading, chunks
 
-LONG = "a cat, black, on a mat"  # 17 letters and commas, which are tokens here; a chunk has room for 10
+LONG = "a cat, black, on a mat"  # 17 letters and commas, each of which is one token; a chunk has room for 10
 
 
 def test_weights_that_are_not_numbers(small):

@@ -44,7 +44,7 @@ LIBRARY = module(PACKAGE / "pipelines" / "made_up.py")
 
 @pytest.fixture
 def caught():
-    """Yields a list of all warnings of a test, including repeated ones."""
+    """Yields the list of all warnings in a test, including repeated ones."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield caught
@@ -55,7 +55,7 @@ def words(caught):
 
 
 def line(words):
-    """Returns the number of the only line in this file that contains the given text."""
+    """Returns the number of the only line in this file that consists of the given text."""
     (number,) = (i for i, text in enumerate(Path(__file__).read_text().splitlines(), 1) if text.strip() == words)
     return number
 

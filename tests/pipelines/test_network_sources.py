@@ -120,7 +120,7 @@ def test_a_single_file_without_the_network(small_folder, small, other, expected,
 
 
 def test_a_network_with_another_config(small_folder, small, other, tmp_path):
-    """The scale of latents and the number of layers differ from the checkpoint's."""
+    """The latents' scaling factor and the number of layers differ from those in the checkpoint."""
     folder = shutil.copytree(other / "vae", tmp_path / "vae")
     config = json.loads((folder / "config.json").read_text())
     tiny.write_json(folder / "config.json", config | {"scaling_factor": 0.5})
@@ -150,7 +150,7 @@ def test_the_text_encoder_of_a_complete_clip(small_folder, small, other, expecte
 
 
 def test_repositories(small_folder, small, other, expected, tmp_path, monkeypatch):
-    """The sources are repositories of a network or a checkpoint, and folders and files in such repositories."""
+    """Covers repositories that contain a network or a checkpoint, and folders and files in them."""
     client = Stub(other / "vae", tmp_path / "cache")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", client)
     (other / "vae" / "diffusion_pytorch_model.bin").write_bytes(b"x")
@@ -222,7 +222,7 @@ def test_the_shell(small_folder, small, other, expected, tmp_path, monkeypatch):
 
 
 def with_prefixes(other, prefixes):
-    """Returns the tensors of an autoencoder under several prefixes, with different values for each."""
+    """Returns the tensors of an autoencoder under several prefixes, with different values for each prefix."""
     own = originals(other)["vae"]
     return {f"{prefix}{key}": array + np.float32(i) for i, prefix in enumerate(prefixes) for key, array in own.items()}
 

@@ -90,7 +90,7 @@ def test_noise_of_tokens(paella):
     gumbel, uniform = out.record.noise
     assert gumbel.shape == (STEPS, 2, *pipe.latent_shape())
     assert uniform.shape == gumbel.shape[:-1]
-    # The seeds stay the same, because the prior draws from them, too.
+    # The seeds stay the same, because the prior also draws from them.
     seeds = {"seed": SEEDS, "steps": STEPS, "progress": False}
     np.testing.assert_array_equal(
         pipe(["cat", "dog"], EDIT, noise=out.record.noise, **seeds, **call).images, out.images

@@ -1,4 +1,4 @@
-"""Calls of a pipeline: independent rows, seeds, outputs, records, warnings, and the diffusers interface."""
+"""Pipeline calls: independent rows, seeds, outputs, records, warnings, and the diffusers interface."""
 
 import sys
 import warnings
@@ -21,7 +21,7 @@ EDITS = [
     [Edit("a", scale=4, warmup=0, cooldown=3, weight=2), Edit("b", scale=-3, warmup=2, threshold=0.5)],
     [Edit("c", warmup=1, momentum_scale=0.5, momentum_beta=0.7)],
 ]
-# EDITS[0] for both rows, as diffusers' arguments.
+# EDITS[0] for both rows, written as diffusers' arguments.
 WORDS = {
     "editing_prompt": ["a", "b"],
     "reverse_editing_direction": [False, True],
@@ -322,7 +322,7 @@ def test_a_warmup_beyond_the_last_call_warns(run, face):
 
 
 def test_the_warning_about_late_warmups_names_only_its_consequences(small):
-    """Other edits of the same picture lose their momentum; a picture with a single edit has no others."""
+    """Other edits of the same picture lose their momentum; a picture with a single edit has no other edits."""
     late, early = Edit("b", warmup=9), Edit("a", warmup=0)
     for rows, waits in (([[late]], False), ([[late], [early]], False), ([[early, late]], True)):
         with pytest.warns(UserWarning, match="so it has no effect") as caught:
@@ -436,7 +436,7 @@ def test_keys_of_other_generators_draw_rows_independently(run):
 
 
 def test_rescaling_does_not_change_the_edits(run, compilations):
-    """Guidance is rescaled before the edits are added, so entries that no edit changes equal those of an unedited
+    """Guidance is rescaled before the edits are added, so entries that no edit changes are the same as in an unedited
     call."""
     default = run()
     compilations.clear()

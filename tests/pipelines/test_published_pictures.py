@@ -1,4 +1,4 @@
-"""Compares pictures of Stable Diffusion 1.5 with those that diffusers published for its semantic guidance.
+"""Compares Stable Diffusion 1.5 pictures with the ones that diffusers published for its semantic guidance.
 
 The tests run if the environment variable SEGA_JAX_SD15 names a folder with the weights, or a repository on the hub:
 

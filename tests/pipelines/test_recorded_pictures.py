@@ -1,4 +1,4 @@
-"""Compares complete calls with results of torch and diffusers that `reference/record.py` recorded."""
+"""Compares complete calls with results from torch and diffusers that `reference/record.py` recorded."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,8 @@ import sega_jax
     [name if name == "three" else pytest.param(name, marks=pytest.mark.slow) for name in cases.PICTURES],
 )
 def test_pictures(name, recorded_pipe):
-    """Tolerances: latents and guidance 3e-4, the first call's predictions 1e-5, and 99.9 % of pixels 2e-3."""
+    """Tolerances: 3e-4 for latents and guidance, 1e-5 for the first call's predictions, and 2e-3 for 99.9 % of the
+    pixels."""
     checkpoint, settings = cases.PICTURES[name]
     face, wanted = (
         sega_jax.SemanticStableDiffusionPipeline.from_pipe(recorded_pipe(checkpoint)),
@@ -38,7 +39,8 @@ def test_pictures(name, recorded_pipe):
 
 @pytest.mark.slow
 def test_stable_diffusion_xl(tmp_path, one_device):
-    """Tolerances: texts and the first call's predictions 1e-5, latents and guidance 3e-4, and pixels 2e-3."""
+    """Tolerances: 1e-5 for texts and the first call's predictions, 3e-4 for latents and guidance, and 2e-3 for
+    pixels."""
     pipe, wanted = sega_jax.load(tiny.xl(tmp_path / "xl", **cases.XL), devices=one_device), recorded("xl")
     text = pipe.encode(cases.XL_WORDS)
     assert relative(text.states, wanted["states"][1:]) < 1e-5

@@ -14,7 +14,7 @@ STEPS = 4
 
 @pytest.fixture(scope="module")
 def vectors(small):
-    """Returns the recorded guidance of two concepts, each applied alone to the same picture."""
+    """Returns the recorded guidance for two concepts, each applied alone to the same picture."""
     made = [
         small("cat", Edit(word, warmup=0, threshold=0.5), steps=STEPS, output="latent", record=True).record.sem_guidance
         for word in ("a", "b")

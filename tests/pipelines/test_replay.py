@@ -39,7 +39,7 @@ def test_replay_gives_the_edited_picture(name, request):
 
 @pytest.mark.slow
 def test_replay_in_the_diffusers_interface_of_paella(paella):
-    """In this interface, the first axis of records is the call. A record may end with zeros."""
+    """In this interface, the first axis of a record counts the calls. A record may end with zeros."""
     face = SemanticPaellaPipeline.from_pipe(paella)
     call = {"prompt": "cat", "num_inference_steps": 4, "seed": 3, "output_type": "latent"}
     concepts = {"editing_prompt": ["glasses"], "edit_warmup_steps": 0, "edit_threshold": 0.5}

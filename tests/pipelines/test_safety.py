@@ -42,7 +42,7 @@ def read(one_device):
 
 @pytest.fixture
 def copy(checked_folder, tmp_path):
-    """Returns a copy of the checkpoint for tests to damage."""
+    """Returns a copy of the checkpoint that tests can damage."""
     return shutil.copytree(checked_folder, tmp_path / "copy")
 
 
@@ -70,7 +70,7 @@ def checked(checked_folder):
 
 @pytest.fixture
 def flags(checked):
-    """Makes three pictures; two of them are flagged and cause a warning."""
+    """Returns a function that makes three pictures, two of which are flagged, and checks the warning about them."""
 
     def call(**options):
         with pytest.warns(UserWarning, match=r"safety checker flagged pictures \[0, 1\], which are replaced with"):
@@ -137,7 +137,7 @@ def test_other_means_deviations_and_factors(extractor):
 
 
 def by_hand(special, concepts, special_thresholds, thresholds):
-    """Decides concept by concept, with scalars."""
+    """Computes the flags concept by concept, with scalars."""
     flags = []
     for row in range(len(special)):
         more = 0.0
@@ -373,7 +373,7 @@ def test_the_shell_reports_unsafe_pictures(checked_folder, tmp_path, monkeypatch
 
 
 def test_recorded_results(recorded_pipe):
-    """Pixels agree to within one level; from the recorded pixels, cosines agree to 1e-5 and flags exactly."""
+    """Pixels agree to within one level. For the recorded pixels, cosines agree to within 1e-5, and flags are equal."""
     safety, wanted = recorded_pipe("sd1_checked").safety, recorded("safety")
     pixels = np.concatenate([safety.feature_extractor(images) for images in cases.SHOWN])
     assert same_pixels(pixels, wanted["pixels"])

@@ -19,7 +19,7 @@ PIPES += tuple(pytest.param(name, marks=pytest.mark.slow) for name in ("upscaler
 
 @pytest.mark.parametrize("name", PIPES)
 def test_a_saved_pipeline_loads_bit_for_bit(name, request, tmp_path):
-    """The scheduler, tokenizers and extras are equal, too."""
+    """The scheduler, tokenizers and extras are also the same."""
     pipe = request.getfixturevalue(name)
     if name != "paella":
         pipe = Pipeline(**pipe.components)

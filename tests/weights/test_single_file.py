@@ -268,7 +268,7 @@ def test_the_shell_explains_a_missing_vocabulary(simple, write):
     )
     assert result.exit_code == 1
     assert "does not contain CLIP's vocabulary" in result.output
-    assert "Give tokenizer= (in the shell --tokenizer)" in result.output
+    assert "Give tokenizer= (--tokenizer in the shell)" in result.output
     assert (
         "fetching it failed, because stable-diffusion-v1-5/stable-diffusion-v1-5 is not a local folder" in result.output
     )

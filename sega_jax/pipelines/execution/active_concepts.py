@@ -14,7 +14,7 @@ from sega_jax.method.guidance import Edit, Edits
 def ordered(rows: Sequence[Sequence[Edit]], momentum_scale: float) -> list[tuple[Edit, ...]]:
     """Sorts the edits of each row so that inactive edits come last.
 
-    Edits that end later come first, and among those that end at the same call, the ones that begin earlier.
+    Edits that end later come first; edits that end at the same call are sorted by their first call.
 
     Args:
         rows: The edits of each row.
@@ -29,7 +29,7 @@ def ordered(rows: Sequence[Sequence[Edit]], momentum_scale: float) -> list[tuple
 
 
 def needed(edits: Edits, calls: int) -> np.ndarray:
-    """Returns the number of leading concepts that each call must predict; the others have no effect.
+    """Returns the number of leading concepts that each call must predict; the other concepts have no effect.
 
     Args:
         edits: The edits of all rows, arrays [rows, n]. Sorting the edits with `ordered` beforehand gives smaller
@@ -45,7 +45,7 @@ def needed(edits: Edits, calls: int) -> np.ndarray:
 
 
 def _active_calls(edits: Edits) -> tuple[Any, Any]:
-    """Returns the first call at which each concept must be predicted, and the first later call at which it need not be.
+    """Returns, for each concept, the first call that needs its prediction and the first later call that does not.
 
     During the warm-up, predictions affect only the momentum. Once the cool-down is reached, they are not used at all.
     """

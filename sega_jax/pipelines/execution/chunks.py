@@ -12,9 +12,10 @@ import numpy as np
 
 from sega_jax.method.schedules import Row
 
-# The number of lines of the table (model calls) for which the program is compiled.
+# The number of table lines (model calls) for which the program is compiled.
 CHUNK = 64
-# The target duration of a chunk in seconds. It determines how often the progress bar moves and Ctrl-C takes effect.
+# The target duration of a chunk in seconds. It determines how often the progress bar moves and how soon Ctrl-C takes
+# effect.
 _SECONDS = 0.5
 
 
@@ -43,19 +44,19 @@ class Chunks:
         """Runs the table chunk by chunk.
 
         Args:
-            program: A function (carry, chunk, number of concepts) -> the new carry, and the chunk's records, arrays
-                [rows, calls, ...].
+            program: A function (carry, chunk, number of concepts) -> (new carry, the chunk's records as arrays [rows,
+                calls, ...]).
             carry: The initial carry.
             table: The schedule, with one line for each model call.
             situation: The key under which speed measurements and prepared programs are stored.
-            every: If positive, a chunk ends after call 0, and then after every `every` calls.
+            every: If positive, a chunk also ends after calls 0, `every`, 2 `every`, and so on.
             needed: The number of concepts that each call must predict, int [calls]. Each call uses the prepared program
                 for the smallest sufficient number of concepts, so that no other program is compiled.
-            n: The total number of concepts. The program that predicts all of them may be used without `prepare`.
+            n: The total number of concepts. The program that predicts all concepts may be used without `prepare`.
 
         Yields:
             The number of calls completed so far, the number of calls in this chunk, the carry, and the chunk's records,
-            including its padding.
+            including their padding.
         """
         calls, done, called = len(table.call), 0, set()
         prepared = np.array(sorted({n, *self._prepared.get(situation, ())}))
@@ -85,7 +86,7 @@ def chunk(table: Row, start: int, live: int) -> Row:
 
 
 def _wait(arrays: Any) -> None:
-    """Waits for the devices, even after Ctrl-C, because ending the process during a computation would crash it."""
+    """Waits for the devices, even after Ctrl-C, because exiting during a computation would crash the process."""
     try:
         jax.block_until_ready(arrays)
     except KeyboardInterrupt:

@@ -7,7 +7,7 @@ class Program(NamedTuple):
     """A compiled program.
 
     Attributes:
-        name: The name of its function, such as encode, start, advance or decode.
+        name: The name of the program's function, such as encode, start, advance or decode.
         concepts: The number of concepts that `advance` predicts; None for other programs.
         seconds: The compilation time, in seconds, which is short if the program had already been compiled.
         memory: The temporary memory on one device, in bytes; None if unknown.
@@ -35,7 +35,7 @@ class Compiled(NamedTuple):
 
     @property
     def memory(self) -> int | None:
-        """The temporary memory of the program that needs the most, in bytes; None if unknown."""
+        """The temporary memory, in bytes, of the program that needs the most memory; None if unknown."""
         return max((program.memory for program in self.programs if program.memory is not None), default=None)
 
     def __str__(self) -> str:

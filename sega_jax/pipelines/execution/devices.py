@@ -4,8 +4,8 @@ The rows of a batch are independent pictures, so the devices need not exchange d
 and is implemented as `jit(shard_map)`. Moving to `shard_map` would change only this file; see JAX's migration guide
 (https://docs.jax.dev/en/latest/migrate_pmap.html).
 
-A single picture uses only one device; the others would only compute copies of the same picture. To use all devices,
-generate pictures for several seeds at once.
+A single picture uses only one device; the other devices would only compute copies of it. To use all devices, generate
+pictures for several seeds at once.
 """
 
 import threading
@@ -30,7 +30,7 @@ _CUDNN = Layout((3, 0, 1, 2))
 class Flat:
     """A tree that is flattened only once. Programs from `Devices.map` accept it, and pass the tree to their functions.
 
-    Flattening a network takes milliseconds on the host. Without this class, every call of a program would repeat this.
+    Flattening a network takes milliseconds on the host. Without this class, every program call would flatten it again.
     """
 
     def __init__(self, tree: Any):
@@ -54,8 +54,8 @@ class Flat:
 class Devices:
     """The devices of a pipeline, and the programs compiled for them.
 
-    Arrays of rows have the shape [devices, share, ...] if there are several devices, and [share, ...] if there is one,
-    where `share` is the number of rows on each device.
+    Arrays of rows have the shape [devices, share, ...] if there are several devices, and [share, ...] if there is only
+    one; `share` is the number of rows on each device.
 
     Args:
         devices: A sequence of JAX devices; None means all local devices.
@@ -83,10 +83,11 @@ class Devices:
         return len(self.devices)
 
     def place(self, tree: Any) -> Any:
-        """Copies the arrays of a tree to every device. In `map`, the tree's entry in `in_axes` is None.
+        """Copies the arrays of a tree to every device. When the copy is passed to a program from `map`, its entry in
+        `in_axes` is None.
 
-        On GPUs, convolution kernels (all arrays with four axes) get cuDNN's layout. Otherwise the programs would keep a
-        second copy of all kernels.
+        On GPUs, convolution kernels (all arrays with four axes) get cuDNN's layout. Otherwise, the programs would keep
+        a second copy of all kernels.
         """
 
         def put(leaf):
@@ -99,14 +100,14 @@ class Devices:
     def map(self, function: Callable, in_axes: tuple[int | None, ...] | None, **static: Any) -> Callable:
         """Returns a compiled program that applies a function to each device's share of the rows.
 
-        The program is created once for each function and its static arguments, so all pipelines with the same `Devices`
-        share it.
+        The program is created once for each combination of function and static arguments, so all pipelines with the
+        same `Devices` share it.
 
         Args:
             function: The function, which is called with one device's share of the rows.
             in_axes: One entry for each argument: 0 for arrays from `split`, None for arrays from `place`. If None is
                 passed instead of a tuple, the function runs on the device that holds its arguments.
-            static: Keyword arguments of the function that are compile-time constants.
+            static: Keyword arguments for the function; they are compile-time constants.
         """
         name = (function, in_axes, *static.items())
         if name not in self._programs:
@@ -125,8 +126,7 @@ class Devices:
 
     @contextmanager
     def watch(self) -> Iterator[list[Program]]:
-        """Yields a list to which a report is appended for each call of a program that this thread makes inside the
-        `with` block."""
+        """Yields a list that receives a report for each program call by this thread inside the `with` block."""
         self._watched.programs = []
         try:
             yield self._watched.programs
@@ -145,7 +145,8 @@ class Devices:
         return program(*args)
 
     def split(self, tree: Any) -> Any:
-        """Distributes arrays [rows, ...] over the devices, in equal shares padded with copies of the last row."""
+        """Distributes arrays [rows, ...] over the devices in equal shares, after padding the rows with copies of the
+        last one."""
 
         def is_key(leaf):
             return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)

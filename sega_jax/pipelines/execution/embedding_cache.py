@@ -28,7 +28,7 @@ class EmbeddingCache:
         self._cached: dict[tuple[bytes, ...], Any] = {}
 
     def __call__(self, networks: Any, ids: Any) -> list[Any]:
-        """Returns the conditioning of each text, as NumPy arrays.
+        """Returns the conditioning for each text, as NumPy arrays.
 
         Args:
             networks: The text networks.

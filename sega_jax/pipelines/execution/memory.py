@@ -1,4 +1,4 @@
-"""Turns a lack of memory into errors with a remedy, before a call runs if possible."""
+"""Reports a lack of memory as an error that suggests remedies, if possible before a call runs."""
 
 import math
 import os
@@ -9,12 +9,12 @@ from typing import Any
 
 import jax
 
-# Programs are analysed only if their states and pictures take more than this fraction of the memory. For a picture of
-# Stable Diffusion, the UNet's temporary memory is about 600 times the size of the state and the picture.
+# Programs are analysed only if their states and pictures take more than this fraction of the memory. For a Stable
+# Diffusion picture, the UNet's temporary memory is about 600 times the size of the state and the picture together.
 _SMALL = 1e-3
 _REMEDY = (
-    "reduce the number of pictures, the number of concepts or the size, use rows_at_once or tiled if the call supports"
-    " them, or load with dtype='bfloat16'"
+    "reduce the number of pictures, the number of concepts or the picture size, use rows_at_once or tiled if the call"
+    " supports them, or load with dtype='bfloat16'"
 )
 
 
@@ -28,7 +28,7 @@ def enough_memory(shape: tuple[int, ...]) -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        # Some allocators report INTERNAL or UNKNOWN errors, whose text says what is missing.
+        # Some allocators report INTERNAL or UNKNOWN errors; only their text mentions the lack of memory.
         if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error).lower():
             raise
         raise MemoryError(
@@ -51,14 +51,14 @@ def check_size(rows: int, height: int, width: int, device: jax.Device, devices: 
     """Checks that the pictures of a call alone fit in memory, before anything is allocated for them.
 
     Raises:
-        MemoryError: They do not.
+        MemoryError: The pictures do not fit.
     """
     needed = 3 * rows * height * width
     available = memory_of(device) * (1 if device.platform == "cpu" else devices)
     if needed > available:
         raise MemoryError(
-            f"{rows} pictures of {height}x{width} pixels take {_gib(needed)} without the networks, but there are"
-            f" {_gib(available)} of memory; make fewer or smaller pictures in each call"
+            f"{rows} pictures of {height}x{width} pixels take {_gib(needed)} without the networks, but only"
+            f" {_gib(available)} of memory is available; make fewer or smaller pictures in each call"
         )
 
 
