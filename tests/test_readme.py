@@ -168,8 +168,8 @@ def test_a_failure_left_of_another_command_stops_the_section(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("```python", "```rust", "a block of rust"),
-        ("```python", "```", "a block of no language"),
+        ("```python", "```rust", "a block in rust"),
+        ("```python", "```", "a block in no language"),
         ("# numbers.toml", "# numbers", "its file's name"),
         ("pip install", "curl", "starts curl"),
         ('world"   # a comment', "world", "is incomplete"),

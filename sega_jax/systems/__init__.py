@@ -1,1 +1,1 @@
-"""The supported families of checkpoints. The main module of each family is named after it."""
+"""The supported families of checkpoints. Each family's main module has the family's name."""

@@ -1,8 +1,8 @@
 """Classes that describe a family of checkpoints: a `System` and its parts.
 
 A `System` has a `Checkpoint` for loading, a `TextReader` for encoding texts, a `Sampler` for the compiled programs, and
-a dataclass for the arguments of calls. To add a family, build a `System` and register it (`sega_jax.register`). No
-other code depends on a checkpoint's family.
+a dataclass for the call arguments. To add a family, build a `System` and register it (`sega_jax.register`). No other
+code depends on a checkpoint's family.
 
 Axes: rows of the batch, branches (2 + n: unconditional, prompt, concepts), height, width, channels.
 """
@@ -32,10 +32,10 @@ class Sizes(NamedTuple):
     """
 
     channels: int  # the number of channels of the state
-    factor: int  # pixels per position in the state, along each side
+    factor: int  # the state's downsampling factor: pixels per state position in height and in width
     multiple: int  # height and width in pixels must be multiples of this number
-    default: tuple[int, int] | None  # height and width in pixels; None if the low-resolution picture determines them
-    enlarges: int = 0  # the factor by which a low-resolution picture is enlarged; 0 if the family takes none
+    default: tuple[int, int] | None  # (height, width) in pixels; None if the low-resolution picture sets them
+    enlarges: int = 0  # the enlargement factor; 0 for families without low-resolution pictures
 
 
 class Static(NamedTuple):
@@ -47,8 +47,8 @@ class Static(NamedTuple):
         'per_concept'
     """
 
-    semantics: str = "diffusers"  # an argument of `sega_jax.sega`
-    support: str = "channel"  # an argument of `sega_jax.sega`
+    semantics: str = "diffusers"  # see `sega_jax.sega`
+    support: str = "channel"  # see `sega_jax.sega`
     record: bool = False  # whether to record predictions
     record_noise: bool = False  # whether to record the solver's noise
     own: Hashable = None  # the family's own options, such as its solver
@@ -92,7 +92,7 @@ class Record(NamedTuple):
         (1, 2, 1, 32, 32, 4)
     """
 
-    sem_guidance: Any  # [rows, calls, height, width, channels], without classifier-free and replayed guidance
+    sem_guidance: Any  # [rows, calls, height, width, channels], excluding classifier-free and replayed guidance
     uncond: Any  # [rows, calls, height, width, channels]
     cond: Any  # [rows, calls, height, width, channels]
     edits: Any  # [rows, calls, n, height, width, channels]; None without concepts
@@ -146,12 +146,12 @@ class Setup(NamedTuple):
     table: Any  # the schedule's table
     own: Any = None  # arrays [rows, ...] for `Settings.own`
     static: Hashable = None  # options for `Static.own`
-    x: np.ndarray | None = None  # the initial state [rows, ...]; None draws it
+    x: np.ndarray | None = None  # the initial state [rows, ...]; drawn if None
     picture: np.ndarray | None = None  # the pictures to start from, [rows, height, width, 3] in [-1, 1]
-    picture_noise: np.ndarray | None = None  # noise [rows, *shape] for sampling the pictures' latents; None draws it
+    picture_noise: np.ndarray | None = None  # noise [rows, *shape] for sampling the pictures' latents; drawn if None
     draws: bool = True  # whether the solver uses noise at any model call
-    # [rows]; replaces the call's scale for classifier-free guidance if the network takes that scale as an input. The
-    # negative prompt is then the empty text.
+    # [rows], for networks that take the guidance scale as an input: the scale to use for classifier-free guidance
+    # instead of the call's scale. The negative prompt is then the empty text.
     guidance_scale: np.ndarray | None = None
     guidance_rescale: np.ndarray | None = None  # [rows]
     decode: Mapping[str, Hashable] = {}  # static arguments for `Sampler.decode`
@@ -234,15 +234,15 @@ class Checkpoint(NamedTuple):
     build: Callable[..., Any]  # (attention=, a keyword argument per folder: a config, network or None) -> models
     tokenizer: Callable[[Path, Any, Any], Any]  # (folder, models, the user's tokenizer or None) -> tokenizer or None
     tokenizers: tuple[str, ...] = ("tokenizer",)  # folders to download for the tokenizer
-    scheduler: Callable[[Path], Scheduler] | None = scheduler_of  # None if the family has none
+    scheduler: Callable[[Path], Scheduler] | None = scheduler_of  # None if the family uses no scheduler
     schedulers: tuple[str, ...] = ("scheduler",)  # folders to download for schedulers
     # (folder, model_index.json, models) -> the checkpoint's settings that are not part of a network
     extras: Callable[[Path, Mapping[str, Any], Any], Any] = lambda folder, index, models: None
     extras_type: type[Any] = type(None)  # the type that `extras` returns
-    refuse: Callable[[Mapping[str, Any]], str | None] = lambda index: None  # why the checkpoint is unsupported, or None
+    refuse: Callable[[Mapping[str, Any]], str | None] = lambda index: None  # the reason for rejection, or None
     notice: Callable[[Mapping[str, Any]], str | None] = lambda index: None  # a warning to emit, or None
     unchecked: Mapping[str, Any] = {}  # entries in model_index.json for a checkpoint without a safety checker
-    single_file: Any = None  # a `sega_jax.weights.single_file.SingleFile`; None if the family has none
+    single_file: Any = None  # a `sega_jax.weights.single_file.SingleFile`; None without single files
     saved: Saved | None = None  # None if the family's pipelines cannot be saved
     adapters: Any = None  # the `AdapterNames` for LoRAs and textual inversion; None if they are not supported
 
@@ -258,7 +258,7 @@ class Encode(NamedTuple):
 
 
 def read_tokens(words: Sequence[str], tokenizer: Any, encode: Encode, warn: Callable[[str], None]) -> list[Any]:
-    """Tokenizes and encodes texts, each as one row of tokens."""
+    """Tokenizes and encodes texts; each text becomes one row of tokens."""
     return encode(tokenizer(words, warn=warn))
 
 
@@ -307,7 +307,7 @@ class Sampler(NamedTuple):
     """How a family draws the initial state, makes predictions, runs the solver and decodes the final state.
 
     `initial`, `denoiser`, `solver`, `draw`, `decode` and `encode_image` are pure functions that run on one device's
-    share of the rows. `check` takes a call, the scheduler and a function that emits warnings. It checks the arguments
+    share of the rows. `check` takes a call, the scheduler and a function that emits warnings, and checks the arguments
     whose validity depends only on the scheduler.
 
     Example:

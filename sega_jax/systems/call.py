@@ -26,21 +26,21 @@ _RANGE = re.compile(r"([+-]?[0-9]{1,99})(?:-([0-9]{1,99}))?")  # one seed, or a 
 
 
 class Prompts(Kind):
-    """A string, or the family's text conditioning."""
+    """A string or the family's text conditioning."""
 
-    noun = "a string, or its text conditioning"
+    noun = "a string or text conditioning"
 
     def check(self, name: str, value: Any) -> Any:
         if isinstance(value, str | Text) or hasattr(value, "ndim"):
             return value
         if not isinstance(value, list | tuple) or not value:
             raise TypeError(
-                f"{name}={brief(value)} should be a string, its text conditioning, or a non-empty list of these"
+                f"{name}={brief(value)} should be a string, text conditioning, or a non-empty list of these"
             )
         for one in value:
             if not isinstance(one, str | Text) and not hasattr(one, "ndim"):
                 raise TypeError(
-                    f"{name}={brief(value)} should be a string, its text conditioning, or a non-empty list of these"
+                    f"{name}={brief(value)} should be a string, text conditioning, or a non-empty list of these"
                 )
         return value
 
@@ -57,11 +57,11 @@ class Seeds(Integer):
     """Whole numbers from 0 to 2^32 - 1.
 
     Sequences are checked when the batch is built, because the number of pictures is not known until then. On the
-    command line, several seeds are written as ranges and lists: 1-8, or 1-3,8.
+    command line, write several seeds as a range or a list, such as 1-8 or 1-3,8.
     """
 
     metavar = "SEEDS"
-    shell_hint = "Several seeds are written as 1-8 or 1,4,9."
+    shell_hint = "Write several seeds as 1-8 or 1,4,9."
 
     def check(self, name: str, value: Any) -> Any:
         if is_sequence(value) or bool(getattr(value, "ndim", 0)):
@@ -80,7 +80,10 @@ class Seeds(Integer):
         for part in text.split(","):
             bounds = _RANGE.fullmatch(part.strip())
             if bounds is None:
-                raise ValueError(f"{name}={brief(text)} should be a whole number such as 7, or several: 1-8 or 1,4,9")
+                raise ValueError(
+                    f"{name}={brief(text)} should be a whole number such as 7, a range such as 1-8 or a list such"
+                    " as 1,4,9"
+                )
             first = self.check_one(name, int(bounds[1]))
             last = first if bounds[2] is None else self.check_one(name, int(bounds[2]))
             if last < first:
@@ -230,8 +233,8 @@ class Call:
     seed: int | Sequence[int] | None = argument(
         None,
         Seeds(0, 2**32 - 1),
-        "the seed of the random noise. With a number s, the pictures have the seeds s, s + 1, ...; a list contains one"
-        " seed for each picture. Without a seed or key, the seed is 0",
+        "the seed of the random noise. With a number s, the pictures have the seeds s, s + 1, ...; a list must contain"
+        " one seed for each picture. Without a seed or key, the seed is 0",
         varies="row",
         sweep=True,
         shell=True,
@@ -275,12 +278,12 @@ class Call:
         shell=True,
     )
     momentum_scale: float = argument(
-        0.1, Real(0, 1), "the momentum scale of edits that do not set one", sweep=True, shell=True, of_edits=True
+        0.1, Real(0, 1), "the momentum scale for edits that do not set their own", sweep=True, shell=True, of_edits=True
     )
     momentum_beta: float = argument(
         0.4,
         Real(0, 1),
-        "the momentum decay of edits that do not set one",
+        "the momentum decay for edits that do not set their own",
         sweep=True,
         shell=True,
         of_edits=True,
@@ -316,7 +319,8 @@ class Call:
     noise: Any = argument(
         None,
         Opaque("an array [calls, pictures, height / f, width / f, channels]"),
-        "the standard normal noise that a stochastic solver adds at every model call; it replaces the seed's noise",
+        "the standard normal noise that a stochastic solver adds at every model call; it replaces the noise drawn from"
+        " the seed",
     )
     record: bool = argument(False, Flag(), "return the predictions of every model call")
     record_noise: bool = argument(

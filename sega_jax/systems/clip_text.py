@@ -46,7 +46,7 @@ class ClipCall(Call):
         0,
         Integer(0),
         "how many layers to skip before the text encoder's usual output layer, for prompts and concepts. As in"
-        " diffusers, no layers are skipped for negative prompts and the pooled text",
+        " diffusers, no layers are skipped for negative prompts or the pooled text",
         unit="layers",
         sweep=True,
         shell=True,
@@ -72,7 +72,7 @@ class ClipText(Text):
 
 
 class Skipping(NamedTuple):
-    """Tokenized texts, and how many of the text encoder's last layers to skip when encoding them.
+    """Tokenized texts, and the number of text encoder layers to skip at the end.
 
     The number of skipped layers is traced, so that one compiled program works for any number. The number is also part
     of the embedding cache's key.
@@ -188,7 +188,7 @@ def checked_states(value: Any, kind: type[Any], tokens: int | None, channels: in
 
 
 def options(config: CLIPTextConfig) -> dict[str, Any]:
-    """Returns the entries in a text encoder's config.json that are not sizes."""
+    """Returns the entries other than sizes in a text encoder's config.json."""
     return {"model_type": "clip_text_model"}
 
 
@@ -215,7 +215,7 @@ def tokenizer_folder(folder: Path, path: Any, kind: str = "a CLIP tokenizer") ->
 
 
 def tokenizer(folder: Path, models: Any, override: Any) -> Tokenizer:
-    """Returns the user's tokenizer, or reads one from the folder that the user chose (by default, the checkpoint's).
+    """Returns the user's tokenizer, or reads one from the user's folder (by default, the checkpoint's folder).
 
     Raises:
         TypeError, CheckpointError: The tokenizer has the wrong type or cannot be read.

@@ -122,7 +122,7 @@ def check_rows(name: str, text: Text) -> None:
     """Checks that all arrays of a text have the same number of rows, and at least one.
 
     Args:
-        name: The argument's name, to show in error messages.
+        name: The argument's name, used in error messages.
 
     Raises:
         TypeError: A field is not an array, or all fields are None.

@@ -71,8 +71,8 @@ class Models(NamedTuple):
         if not net.adds_keys or net.in_channels != (6 if net.class_embed_type else 3) or net.out_channels not in (3, 6):
             raise ValueError(
                 f"a UNet with mid_block_type {net.mid_block_type}, class_embed_type {net.class_embed_type or None},"
-                f" {net.in_channels} input and {net.out_channels} output channels does not belong to DeepFloyd-IF: its"
-                " first stage has 3 input channels, and its second has 6 and uses class_embed_type timestep"
+                f" {net.in_channels} input and {net.out_channels} output channels does not belong to DeepFloyd-IF: the"
+                " first stage has 3 input channels; the second stage has 6 and uses class_embed_type timestep"
             )
         if text_encoder is not None and text_encoder.config.d_model != net.text_dim:
             raise ValueError(
@@ -110,7 +110,7 @@ class T5Text(Text):
 
 
 def encode(text_encoder: T5EncoderModel, tokens: jax.Array) -> T5Text:
-    """Encodes token ids and their mask, int32 [texts, 2, tokens]."""
+    """Encodes texts from their token ids and mask, int32 [texts, 2, tokens]."""
     return T5Text(text_encoder(tokens[:, 0], tokens[:, 1]))
 
 
@@ -167,7 +167,7 @@ def decode(_: None, x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def tokenizer(folder: Path, models: Models, override: Any) -> T5Tokenizer | None:
-    """Returns the user's tokenizer, or reads one from the folder that the user chose (by default, the stage's).
+    """Returns the user's tokenizer, or reads one from the user's folder (by default, the stage's folder).
 
     If the stage has no text encoder, no files are read: the result is the user's tokenizer object, or None.
 
@@ -182,7 +182,7 @@ def tokenizer(folder: Path, models: Models, override: Any) -> T5Tokenizer | None
 
 
 def extras_2(folder: Path, index: Mapping[str, Any], models: Models) -> Upscaling:
-    """Reads the settings for the noise that is added to the second stage's low-resolution pictures.
+    """Reads the settings for adding noise to the second stage's low-resolution pictures.
 
     Raises:
         ValueError: The scheduler's config is not supported.

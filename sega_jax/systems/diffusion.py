@@ -27,7 +27,7 @@ _CALL_BLOCK = 64  # per-call noise from the user is padded to a multiple of this
 
 
 class DiffusionSettings(NamedTuple):
-    """The arrays that these families keep in `Settings.own`."""
+    """The arrays that families with continuous states keep in `Settings.own`."""
 
     eta: Any  # [rows]
     low_res: LowResCondition | None = None  # the conditioning on low-resolution pictures, for upscalers
@@ -37,7 +37,7 @@ class DiffusionSettings(NamedTuple):
 
 
 class DiffusionStatic(NamedTuple):
-    """The compile-time options that these families keep in `Static.own`."""
+    """The compile-time options that families with continuous states keep in `Static.own`."""
 
     solver: str = "ddim"
     rows_at_once: int | None = None  # the number of rows that each device predicts at once; None means all
@@ -81,8 +81,8 @@ def setup(
     Args:
         table: The schedule's table.
         image: Pictures to start from or to enlarge, [pictures, height, width, 3]: one for all rows, or one for each
-            prompt or picture of the batch. They determine the result's size.
-        low_res: The conditioning on the pictures, if they are to be enlarged; None if sampling starts from them.
+            prompt or picture in the batch. They determine the result's size.
+        low_res: The conditioning on pictures to enlarge; None if sampling starts from the pictures.
         image_noise: The call's argument `image_noise`.
         size_conditioning: A function from (height, width) in pixels to an array [rows, 6], for SDXL.
         vae: The autoencoder, for families whose pictures can be decoded in tiles.
@@ -130,7 +130,7 @@ def setup(
 
 
 def _guidance_input(call: DiffusionCall, given: Given, guidance_rescale: np.ndarray) -> np.ndarray | None:
-    """Returns embedded guidance scales [rows, channels] for a guidance-distilled network, or None for other networks.
+    """Returns the embedded guidance scales [rows, channels], or None if the network is not guidance-distilled.
 
     Raises:
         ValueError: The scale is below 1, or the call has another argument for classifier-free guidance, which would
@@ -157,14 +157,14 @@ def _guidance_input(call: DiffusionCall, given: Given, guidance_rescale: np.ndar
 
 
 def per_row(name: str, value: Any, given: Given) -> np.ndarray:
-    """Returns an array [rows], given one number for all rows or a list with one for each prompt or picture."""
+    """Converts one number for all rows, or a list with one number per prompt or picture, to an array [rows]."""
     if isinstance(value, list):
         return np.asarray(given.spread(name, value))
     return np.full(given.rows, value)
 
 
 def spread_pictures(image: np.ndarray, given: Given) -> list[np.ndarray]:
-    """Returns one picture per row, given one for all rows or one for each prompt or picture of the batch."""
+    """Returns one input picture per row; `image` has one for all rows, or one for each prompt or row."""
     return list(image) * given.rows if len(image) == 1 else given.spread("image", list(image))
 
 
@@ -203,7 +203,7 @@ def draws_noise(eta: np.ndarray, scheduler: Scheduler, table: Row) -> bool:
 
 
 def _noise(name: str, noise: np.ndarray | None, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray | None:
-    """Checks noise from the user and returns it in the loop's dtype. If there is none, returns None.
+    """Checks noise from the user and returns it in the loop's dtype. Without noise, returns None.
 
     Raises:
         ValueError: The noise has the wrong shape, or an entry is out of range.
@@ -247,7 +247,7 @@ def cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     with np.errstate(over="ignore"):
         array = array.astype(dtype)
     if not is_finite(array):
-        raise ValueError(f"{name} has entries beyond the range of {dtype}")
+        raise ValueError(f"{name} has entries outside the range of {dtype}")
     return array
 
 
@@ -343,7 +343,7 @@ def predict(
 
 
 def in_chunks(function: Callable[..., Any], limit: int | None, x: jax.Array, *trees: Any) -> Any:
-    """Applies `function` to chunks of equal size, at most `limit` rows. A limit of None means all rows at once.
+    """Applies `function` to equal chunks of at most `limit` rows. A limit of None means all rows at once.
 
     Args:
         function: A function of x [rows, ...] and pytrees of arrays. The first axis of these arrays runs over the
@@ -354,7 +354,7 @@ def in_chunks(function: Callable[..., Any], limit: int | None, x: jax.Array, *tr
         return function(x, *trees)
     parts = -(-rows // limit)
     size = -(-rows // parts)
-    # The last chunk is filled up with copies of the last row.
+    # The last chunk is padded with copies of the last row.
     index = np.minimum(np.arange(parts * size), rows - 1)
 
     def cut(leaf):
@@ -370,7 +370,7 @@ def check_context(net: UNetConfig, channels: int, source: str) -> None:
     """Checks that every level of a UNet attends to text with the given number of channels.
 
     Args:
-        source: Where the number of channels comes from, to show in the error message.
+        source: The source of the number of channels, named in the error message.
 
     Raises:
         ValueError: A level has a different `cross_attention_dim`.
@@ -381,7 +381,7 @@ def check_context(net: UNetConfig, channels: int, source: str) -> None:
 
 
 def low_res_of(call: ConditionedCall, given: Given) -> tuple[np.ndarray, LowResCondition]:
-    """Returns the pictures that a call is to enlarge, and the conditioning made from them.
+    """Returns the pictures that a call enlarges, and the conditioning made from them.
 
     Raises:
         TypeError, ValueError: No picture is given, or a noise level is out of range.

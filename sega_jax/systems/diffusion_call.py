@@ -67,7 +67,7 @@ class DiffusionCall(Call):
     latents: Any = argument(
         None,
         Latents(),
-        "the initial noise, which replaces the seed's noise; f is the checkpoint's downsampling factor",
+        "the initial noise, which replaces the noise drawn from the seed; f is the checkpoint's downsampling factor",
     )
     rows_at_once: int | None = argument(
         None,
@@ -118,7 +118,8 @@ class StartingCall(AutoencodedCall):
     image_noise: Any = argument(
         None,
         Latents(),
-        "the standard normal noise for drawing the latents of the picture to start from; it replaces the seed's noise",
+        "the standard normal noise for drawing the latents of the picture to start from; it replaces the noise drawn"
+        " from the seed",
     )
 
     def check_together(self) -> None:
@@ -161,5 +162,5 @@ class ConditionedCall(DiffusionCall):
         None,
         Latents("an array [pictures, height / f, width / f, 3], or [calls, pictures, ...] with noise_anew"),
         "the standard normal noise that is added to the low-resolution picture after it is resized to the state's"
-        " height and width. It replaces the seed's noise. f is the checkpoint's downsampling factor",
+        " height and width. It replaces the noise drawn from the seed. f is the checkpoint's downsampling factor",
     )

@@ -82,7 +82,7 @@ def read(image: Any) -> np.ndarray:
         raise ValueError(f"image={image!r} should be a picture or a non-empty list of pictures")
     if len(sizes := {picture.shape[:2] for picture in pictures}) > 1:
         raise ValueError(
-            f"image has pictures of {' and '.join(map(times, sorted(sizes)))} pixels; resize them to one size"
+            f"image has pictures of {' and '.join(map(times, sorted(sizes)))} pixels; resize them to the same size"
         )
     return np.stack(pictures)
 
@@ -101,8 +101,8 @@ def as_rgb(image: Image.Image) -> Image.Image:
     """Converts a Pillow image of any mode to RGB, as an image viewer would show it.
 
     The picture is rotated according to its EXIF orientation, transparent areas become white, and only the first frame
-    of an animation is used. 16-bit grey levels are scaled to 8 bits. The modes "I" and "F" have no fixed range, so
-    white is taken to be the smallest value among 1 ("F" only), 255 and 65535 that no pixel exceeds.
+    of an animation is used. 16-bit grey levels are scaled to 8 bits. The modes "I" and "F" have no fixed range: the
+    value of white is the smallest of 1 ("F" only), 255 and 65535 that no pixel exceeds.
 
     Raises:
         ValueError: The pixels of a grey picture are out of range or not finite.

@@ -16,7 +16,7 @@ def encode_image(vae: AutoencoderKL, key: jax.Array, pictures: jax.Array, noise:
     """Encodes pictures [rows, height, width, 3] in [-1, 1] to normalised latents [rows, ...].
 
     As in diffusers, the latents are sampled from the normal distribution that the encoder predicts. The standard normal
-    `noise` used for sampling has the shape of the latents; None draws it from the rows' keys.
+    `noise` used for sampling has the shape of the latents; if None, it is drawn from the rows' keys.
     """
     mean, logvar = jax.lax.map(lambda one: tuple(part[0] for part in vae.encode(one[None])), pictures)
     mean, logvar = (part.astype(at_least_float32(part.dtype)) for part in (mean, logvar))
@@ -62,7 +62,7 @@ def latent_sizes(net: UNetConfig, auto: AutoencoderConfig) -> Sizes:
 
 
 def check_channels(net: UNetConfig, auto: AutoencoderConfig, more: int = 0) -> None:
-    """Checks that a UNet outputs an autoencoder's latent channels, and takes these plus `more` others as input.
+    """Checks that a UNet has as many output channels as the latents, and `more` additional input channels.
 
     Raises:
         ValueError: The numbers of channels do not match.

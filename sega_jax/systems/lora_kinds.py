@@ -1,4 +1,4 @@
-"""Rules that use the names and sizes of a LoRA's layers to recognise the family for which it was trained."""
+"""Rules that recognise a LoRA's family by the names and sizes of the LoRA's layers."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -43,7 +43,7 @@ def any_of(*tests: Callable[[Sizes], bool]) -> Callable[[Sizes], bool]:
 
 _ATTENTION = r"(?:down|up|mid|input|output|middle)_blocks?_.*attn2_to_[kv]"
 _ROOT = r"^(lora_unet_|lora_transformer_|transformer_|diffusion_model_)?"
-# Families whose checkpoints this library cannot load. If several match, the first one is used.
+# Families whose checkpoints this library cannot load. If several match, the first match is used.
 FOREIGN = (
     LoraKind("Stable Cascade", has(r"^lora_prior_")),
     LoraKind("HiDream", has(r"double_stream_blocks_\d+|single_stream_blocks_\d+")),

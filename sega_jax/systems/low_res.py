@@ -35,7 +35,7 @@ class LowResCondition(NamedTuple):
     signal: Any  # [rows]
     noise: Any  # [rows]
     fresh: Any  # bool [rows], whether z is drawn at every call instead of once
-    z: Any = None  # z as [rows, 1 or calls, height, width, 3], with the state's height and width; None draws it
+    z: Any = None  # z as [rows, 1 or calls, height, width, 3], with the state's height and width; drawn if None
 
 
 def noised(key: jax.Array, low_res: LowResCondition, call: Row) -> jax.Array:

@@ -47,7 +47,7 @@ class Models(NamedTuple):
     """The networks of a checkpoint.
 
     Without ByT5, strings cannot be encoded. Without CLIP, the denoiser gets no CLIP text embedding. Without the prior,
-    it gets no picture embedding for the prompt.
+    the denoiser gets no picture embedding for the prompt.
     """
 
     byt5: T5EncoderModel | None
@@ -152,7 +152,7 @@ def setup(call: PaellaCall, given: Given) -> Setup:
     if call.influence != (1, 1) and (given.models.prior is None or not words):
         raise ValueError(
             f"influence={call.influence} needs the picture embedding that a prior draws for a prompt in words; give (1,"
-            " 1) for a checkpoint without a prior, or if a prompt is text conditioning"
+            " 1) if the checkpoint has no prior or a prompt is text conditioning"
         )
     return Setup(
         shape=shape,
@@ -167,13 +167,13 @@ def _check_memory(what: str, grids: int, shape: tuple[int, int, int], given: Giv
     """Raises a ValueError if the given number of logit grids per row needs more memory than is allowed per device.
 
     Args:
-        what: The argument that needs the logits, to show in the error message.
+        what: The argument that needs the logits, named in the error message.
     """
     size = grids * given.rows * int(np.prod(shape)) * given.dtype.itemsize
     if size > _MAX_LOGITS * given.devices:
         raise ValueError(
             f"{what} would hold {size / 2**30:,.0f} GiB of logits, but the limit is"
-            f" {_MAX_LOGITS / 2**30:.0f} GiB per device; make smaller or fewer pictures at once"
+            f" {_MAX_LOGITS / 2**30:.0f} GiB per device; generate fewer or smaller pictures at once"
         )
 
 
@@ -294,7 +294,7 @@ def decode(vqgan: VQModel, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def mark_broken_rows(solver: Solver) -> Solver:
-    """Returns a solver that sets a row's tokens to -1 once its logits are not finite, as integers cannot be NaN."""
+    """Returns a solver that sets a row's tokens to -1 once its logits are not finite, since integers cannot be NaN."""
 
     def update(x, state, estimate, aux, call, draw):
         after, state = solver.update(x, state, estimate, aux, call, draw)

@@ -85,8 +85,8 @@ class PaellaCall(Call):
         (1.0, 1.0),
         Pair(NotNegative(), "a number, or two", alone=True),
         "two factors that scale the attention to the prompt: one for its text and one for its picture embedding (see"
-        " `sega_jax.nn.paella.Paella.condition`). The published scripts use (1.2, 0.4), the published sampler (1, 1)."
-        " Values other than (1, 1) need a prior and a prompt in words",
+        " `sega_jax.nn.paella.Paella.condition`). The published scripts use (1.2, 0.4), and the published sampler uses"
+        " (1, 1). Values other than (1, 1) need a prior and a prompt in words",
         sweep=True,
         shell=True,
     )
@@ -107,10 +107,11 @@ class PaellaCall(Call):
             "a pair of arrays: standard Gumbel noise [calls, pictures, height / f, width / f, labels] and uniform"
             " numbers in [0, 1) [calls, pictures, height / f, width / f]"
         ),
-        help="the random numbers for choosing and renoising tokens at every model call, replacing the seed's numbers",
+        help="the random numbers for choosing and renoising tokens at every model call; they replace the numbers drawn"
+        " from the seed",
     )
     tokens: Any = argument(
-        None, TokenGrid(), "the tokens to start from and to renoise with; they replace the tokens drawn with the seed"
+        None, TokenGrid(), "the tokens to start from and to renoise with; they replace the tokens drawn from the seed"
     )
     output: str = changed(Call, "output", "pil", kind=Choice(*PICTURES, "tokens"))
 

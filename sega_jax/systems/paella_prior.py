@@ -11,7 +11,7 @@ STEPS, SCALE = 60, 3.0
 
 
 def sample_prior(prior: PriorModel, text: jax.Array, noise: jax.Array) -> jax.Array:
-    """Draws picture embeddings by DDPM (Ho et al. 2020) with classifier-free guidance.
+    """Draws picture embeddings with DDPM (Ho et al. 2020) and classifier-free guidance.
 
     The unconditional text embedding is all zeros.
 

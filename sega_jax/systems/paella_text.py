@@ -112,10 +112,10 @@ def join(texts: Sequence[PaellaText], blank: Callable[[], PaellaText]) -> Paella
 
 
 def sample_prior(prior: PriorModel, text: PaellaText, key: jax.Array) -> PaellaText:
-    """Draws a picture embedding for each row's prompt with the row's key, and adds it to a text [rows, branches, ...].
+    """Adds picture embeddings to a text [rows, branches, ...]; each is drawn for a row's prompt, using the row's key.
 
-    All branches get the embedding, but only the prompt's branch uses it. A text without CLIP embeddings is returned
-    unchanged.
+    All branches of a row get its embedding, but only the prompt's branch uses it. A text without CLIP embeddings is
+    returned unchanged.
     """
     if text.clip is None:
         return text

@@ -19,10 +19,10 @@ from sega_jax.method.sample import Carry, nothing, sample
 from sega_jax.method.solvers import Solver
 from sega_jax.systems.base import Record, Sampler, Settings, Static, System
 
-# These numbers are folded into a row's key to draw the initial noise, the noise of a low-resolution picture, the
+# These numbers are folded into a row's key to draw the initial noise, the noise for a low-resolution picture, the
 # latents of a picture to start from, and the prior's noise. To draw the noise for call i, i is folded in. The last two
-# numbers are equal and must stay equal, because the noise of existing seeds depends on them. Therefore no family may
-# use both.
+# numbers are equal and must stay equal, because the noise drawn from existing seeds depends on them. Therefore no
+# family may use both.
 INITIAL, LOW_RES, POSTERIOR, PRIOR = 2**32 - 1, 2**32 - 2, 2**32 - 3, 2**32 - 3
 
 
@@ -41,7 +41,7 @@ def start(
     """Returns the carry of the sampling loop before the first call.
 
     Args:
-        x: The initial state or noise; None draws it.
+        x: The initial state or noise; drawn if None.
         scale: The factor for x: the table's `initial_scale`, or the share of noise at the first call if sampling starts
             from pictures.
         clean: The encoded pictures to start from, [rows, *shape], or None.
@@ -184,8 +184,8 @@ def recorder(settings: Settings, static: Static) -> Callable[..., Record | None]
         added = jnp.zeros_like(uncond)
         if settings.edits is None:
             return Record(added, uncond, cond, None)
-        # To isolate its contribution, semantic guidance is applied to zero. The compiler merges this with the guidance
-        # of the sampling loop.
+        # Semantic guidance is applied to zero to isolate its contribution. The compiler merges this with the guidance
+        # in the sampling loop.
         sega_state = next(link for link in state if isinstance(link, SegaState))
         added, _ = _sega(settings, static).update(added, sega_state, preds)
         return Record(added, uncond, cond, edits)
@@ -237,9 +237,9 @@ def generate(
         ids: The family's tokens, a pytree of arrays [rows, 2 + n, ...]; the branches are the negative prompt, the
             prompt and the concepts.
         table: The table of the family's schedule.
-        x: The initial state or noise; None draws it.
+        x: The initial state or noise; drawn if None.
         picture: Pictures to start from, [rows, height, width, 3] in [-1, 1], if the family supports this; or None.
-        picture_noise: Standard normal noise [rows, *shape] for sampling the pictures' latents; None draws it.
+        picture_noise: Standard normal noise [rows, *shape] for sampling the pictures' latents; drawn if None.
         text: The family's text conditioning for the first branches, [rows, branches, ...]. If it is given, `ids`
             contains only the remaining branches, or is None if there are none.
         shape: The height, width and channels of a row's predictions.
@@ -264,7 +264,7 @@ def generate(
 
 
 def _branches(system: System, models: Any, ids: Any, text: Any, key: jax.Array) -> Any:
-    """Returns the text conditioning of all branches: `text` for the first ones, and the encoded `ids` for the rest."""
+    """Returns the text conditioning of all branches: `text` for the first branches, then the encoded `ids`."""
     reader = system.text
     if ids is not None:
         rows = len(jax.tree.leaves(ids)[0])

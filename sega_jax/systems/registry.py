@@ -1,7 +1,7 @@
 """The registry of families, and functions that recognise a checkpoint's family.
 
-Other packages add families with `register`, or with an entry point in the group `sega_jax.systems` that names a
-`System`:
+Other packages add families with `register`, or with an entry point that names a `System`, in the group
+`sega_jax.systems`:
 
     [project.entry-points."sega_jax.systems"]
     my_family = "my_package:SYSTEM"
@@ -83,7 +83,7 @@ def unregister(name: str) -> None:
 
 
 def systems() -> Mapping[str, System]:
-    """Returns {name: family} for all families: built-in, from installed packages, and registered."""
+    """Returns {name: family} for all built-in, installed and registered families."""
     global _installed_are_known
     if not _installed_are_known:
         _installed_are_known = True
@@ -159,7 +159,7 @@ def single_files() -> list[SingleFile]:
 
 
 def recognise_file(path: Path, shapes: Shapes) -> SingleFile:
-    """Returns the single-file description that fits a file, judging by the names and shapes of its tensors.
+    """Returns the single-file description that fits the names and shapes of a file's tensors.
 
     Raises:
         CheckpointError: The file belongs to no family, or is an unsupported variant.
@@ -176,8 +176,8 @@ def recognise_file(path: Path, shapes: Shapes) -> SingleFile:
 def adapters_of(models: Any) -> AdapterNames:
     """Returns the names that LoRA and textual-inversion files use for a family's networks.
 
-    The result is empty if the family supports neither. If several families that support such files use the same
-    type for `models`, the one registered last is chosen.
+    The result is empty if the family supports neither. If several families with adapters use the same type for
+    `models`, the family registered last is chosen.
     """
     system = _family_with_adapters(models)
     return AdapterNames() if system is None else system.checkpoint.adapters
@@ -191,7 +191,7 @@ def _family_with_adapters(models: Any) -> System | None:
 
 
 def lora_families(models: Any) -> Families:
-    """Returns two functions: one names a LoRA's family, the other a checkpoint's family.
+    """Returns two functions: the first names a LoRA's family, and the second names a checkpoint's family.
 
     Both take the sizes of all layers.
     """
@@ -232,7 +232,7 @@ def check_adapters(system: System, given: Mapping[str, Any], what: Callable[[str
 
     Args:
         given: {option: value} for "lora" and "textual_inversion"; None means that the option is not used.
-        what: A function that maps an option's name to the name to show in error messages.
+        what: A function from an option's name to the name shown in error messages.
 
     Raises:
         ValueError: The family does not support an option.
@@ -244,5 +244,5 @@ def check_adapters(system: System, given: Mapping[str, Any], what: Callable[[str
 
 
 def weight_stem(system: System, part: str) -> str:
-    """Returns the name, without extension, of the weight file in a network's folder in diffusers layout."""
+    """Returns the name (without extension) of a network's weight file in diffusers layout."""
     return "model" if part == CHECKER else system.checkpoint.networks[part].stem

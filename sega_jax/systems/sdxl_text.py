@@ -57,7 +57,7 @@ def read(
     """Tokenizes and encodes strings; see `read` in `sega_jax.systems.base.TextReader`.
 
     Args:
-        second: Different strings for the second text encoder: one for all texts, or one for each.
+        second: Different strings for the second text encoder: one for all texts, or one for each text.
 
     Raises:
         TypeError, ValueError: `second` is neither a string nor a list of strings, it has the wrong number of texts, or
@@ -86,7 +86,7 @@ def _words_of_second(second: Any, texts: int) -> list[str]:
 
 
 def joined_chunks(rows: Sequence[SDXLText], weights: np.ndarray, width: int) -> SDXLText:
-    """Joins the chunks of one text, and weights the hidden states of each text encoder separately (`weight_states`).
+    """Joins the chunks of one text, and applies `weight_states` separately to each text encoder's hidden states.
 
     The pooled embedding comes from the first chunk and ignores the weights, as in AUTOMATIC1111's
     stable-diffusion-webui. diffusers' community pipeline lpw_stable_diffusion_xl uses the last chunk instead, and also
@@ -116,7 +116,7 @@ def length(
 
 
 def join(texts: Sequence[SDXLText], blank: Callable[[], SDXLText]) -> SDXLText:
-    """Joins texts; shorter ones are padded with chunks of the empty text, which do not change the pooled embedding.
+    """Joins texts; shorter texts are padded with chunks of the empty text, which do not change the pooled embedding.
 
     All-zero texts represent the absence of text, so they are padded with zeros. Because the UNet's keys and values for
     zeros are zero, the amount of padding has no effect. Padding with the encoded empty text would have an effect.
@@ -138,8 +138,8 @@ def check(models: Any, tokenizer: TokenizerPair | None, value: Any) -> SDXLText:
     """
     if not isinstance(value, SDXLText):
         raise TypeError(
-            f"a Stable Diffusion XL embedding should be an SDXLText with states and pooled, as `encode` returns it,"
-            f" not {type(value).__name__}"
+            f"a Stable Diffusion XL embedding should be an SDXLText with the fields states and pooled, as `encode`"
+            f" returns it, not {type(value).__name__}"
         )
     tokens, channels, pooled_channels = _text_shape(models, tokenizer)
     states = floating("an embedding's states", value.states, f"(1, {tokens}, {channels})")

@@ -45,7 +45,7 @@ def shape_from(
         image: The (height, width), in pixels, of the picture to start from or to enlarge; None without a picture.
 
     Raises:
-        TypeError, ValueError: As for `state_shape`; or the picture's size does not fit the requested one.
+        TypeError, ValueError: `state_shape` raises an error, or the picture's size does not fit the requested size.
     """
     if image is None:
         return state_shape(sizes, height, width)
@@ -104,8 +104,8 @@ def tile_side(vae: AutoencoderKL | None, tiled: Any) -> int | None:
     """Returns the side length of a decoder's tiles, in latent positions; None means that tiling is off.
 
     Args:
-        tiled: False for no tiling, True to use the autoencoder's training size as the tile size, or an explicit side
-            length of a tile in pixels.
+        tiled: False for no tiling, True to use the autoencoder's training size as the tile size, or the side length
+            of a tile in pixels.
 
     Raises:
         TypeError, ValueError: The side length is not a multiple of 4 times the autoencoder's factor (tiles overlap by a

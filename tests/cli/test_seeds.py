@@ -83,7 +83,7 @@ def test_seeds_are_read(given, seeds):
     ("words", "message"),
     [
         (["--seed", "8-1"], "--seed='8-1': the range 8-1 is empty; write 1-8"),
-        (["--seed", "a"], "--seed='a' should be a whole number such as 7, or several: 1-8 or 1,4,9"),
+        (["--seed", "a"], "--seed='a' should be a whole number such as 7, a range such as 1-8 or a list such as 1,4,9"),
         (["--seed", ""], "--seed='' should be a whole number"),
         (["--seed", "1,"], "--seed='1,' should be a whole number"),
         (["--seed", "1.5"], "--seed='1.5' should be a whole number"),

@@ -33,11 +33,11 @@ def with_nan(array):
 PROMPTS = [
     ({"prompt": 3}, TypeError, "prompt=3 should be a string"),
     ({"prompt": None}, TypeError, "prompt=None should be"),
-    ({"prompt": []}, TypeError, r"prompt=\[\] should be a string, its text conditioning, or a non-empty list"),
+    ({"prompt": []}, TypeError, r"prompt=\[\] should be a string, text conditioning, or a non-empty list"),
     ({"prompt": ["a", 1]}, TypeError, r"prompt=\['a', 1\] should be a string"),
     ({"prompt": b"cat"}, TypeError, "prompt=b'cat' should be a string"),
     ({"negative_prompt": ["a", "b"]}, ValueError, "negative_prompt has 2 entries, expected 1"),
-    ({"negative_prompt": []}, TypeError, r"negative_prompt=\[\] should be a string, its text conditioning, or a non"),
+    ({"negative_prompt": []}, TypeError, r"negative_prompt=\[\] should be a string, text conditioning, or a non"),
     ({"negative_prompt": 3}, TypeError, "negative_prompt=3 should be a string"),
     ({"negative_prompt": [None]}, TypeError, "negative_prompt=.* should be a string"),
 ]

@@ -111,7 +111,7 @@ def test_byte_orders_and_values_beyond_float32(small, vectors):
     swapped = vectors[0].astype(vectors[0].dtype.newbyteorder())
     call = {"prompt": "cat", "steps": 2, "output": "latent"}
     assert np.array_equal(small(**call, replay=swapped).images, small(**call, replay=vectors[0]).images)
-    with pytest.raises(ValueError, match="replay has entries beyond the range of float32"):
+    with pytest.raises(ValueError, match="replay has entries outside the range of float32"):
         small(**call, replay=vectors[0].astype(np.float64) + 1e300)
 
 

@@ -19,7 +19,7 @@ import convert
 from convert.__main__ import main
 from sega_jax.pipelines.loading import describe
 
-# Conversions import these modules lazily. With the imports here, they are already loaded in the child processes.
+# Conversions import these modules lazily. Importing them here loads them before the child processes are forked.
 assert orbax.checkpoint
 assert transformers.CLIPTokenizer
 
@@ -60,7 +60,7 @@ def stop(source, folder):
         return outcome
 
     # Python ignores an interrupt that arrives in a destructor or in a callback of the garbage collector. Compiling the
-    # tokenizer's pattern runs many destructors, so the parent does it; the children collect no garbage.
+    # tokenizer's pattern runs many destructors, so the parent compiles it; the children collect no garbage.
     describe(source)
     began = time.perf_counter()
     result = {"undisturbed": end(start(folder / "undisturbed"), folder / "undisturbed")}

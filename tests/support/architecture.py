@@ -37,7 +37,7 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def files_of(package: str) -> list[Path]:
-    """Returns the files of one of the packages, or of `convert`."""
+    """Returns the files of one package, or of `convert`."""
     if package == "convert":
         return list(CONVERT.values())
     return [path for name, path in FILES.items() if name.split(".")[0] == package]
@@ -51,7 +51,7 @@ def imported(package: str) -> set[str]:
 
 
 def direct(edges: dict[str, set[str]]) -> list[tuple[str, str]]:
-    """Returns the imports that are not implied by others. A diagram of all imports would be unreadable."""
+    """Returns the imports that are not implied by other imports. A diagram of all imports would be unreadable."""
 
     def reached(package: str) -> set[str]:
         return edges[package].union(*(reached(other) for other in edges[package]))

@@ -19,7 +19,7 @@ SHELL = "--{option} applies to .*, but MODEL is {title}; leave it out"
 
 
 def row(refusal, *families):
-    """Returns the cells for a feature that only the given families support, or all families if none are given."""
+    """Returns the cells for a feature of the given families, or of all families if none are given."""
     return {family: WORKS if family in families or not families else refusal for family in FAMILIES}
 
 

@@ -10,7 +10,7 @@ NAME, COMMIT = "owner/tiny", "c" * 40
 class Stub:
     """A stand-in for `snapshot_download` that copies the matching files of a folder to a cache, or raises `error`.
 
-    With `offline`, it returns the snapshot that was copied before.
+    With `offline`, it returns the snapshot that was copied earlier.
     """
 
     def __init__(self, folder, cache, commit=COMMIT):

@@ -25,7 +25,7 @@ from sega_jax.systems.stable_diffusion import Models
 from support import tiny
 
 LENGTH = {"max_position_embeddings": 77}
-# One level each, since compiling takes most of a command's time.
+# These UNets have one level, because compiling takes most of a command's time.
 UNET_2 = tiny.UNET_1 | {"attention_head_dim": [2], "use_linear_projection": True}
 UNET_XL = tiny.UNET_XL | {
     name: tiny.UNET_0[name] for name in ("block_out_channels", "down_block_types", "up_block_types")

@@ -128,7 +128,7 @@ def rotation(blocks, constraint):
 
 
 def oft(rng, shape, alpha=0.02):
-    """Returns an OFT of four blocks with rescaled outputs, and with a constraint that limits the rotations."""
+    """Returns an OFT with four blocks, rescaled outputs, and a constraint that limits the rotations."""
     size = shape[0] // 4
     blocks, rescale = rng.standard_normal((4, size, size)), rng.uniform(0.5, 2, (shape[0], *[1] * len(shape[1:])))
 

@@ -20,7 +20,7 @@ MAGIC = 0x1950A86A20F9469CFC6C
 
 class Legacy(list):
     """The storages of a file in the format of torch < 1.6, which marks each storage as not being a view of another
-    one."""
+    storage."""
 
     views = (None,)
 

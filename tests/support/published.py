@@ -149,5 +149,5 @@ X4_VAE = VAE | {
     "up_block_types": ["UpDecoderBlock2D"] * 3,
     "scaling_factor": 0.08333,
 }
-# Paella's OpenCLIP text encoder, ViT-H/14. The defaults of Paella's other networks are the published sizes.
+# Paella's OpenCLIP text encoder, ViT-H/14. Paella's other networks have the published sizes by default.
 VIT_H = SD_2["text_encoder"] | {"num_hidden_layers": 24, "projection_dim": 1024}

@@ -3,7 +3,7 @@
     python3 tests/support/readme.py --setup          # prints the commands that set up the environment
     python3 -P tests/support/readme.py "Sweeps"      # runs the blocks of one section in the current folder
 
-A section is a heading of level 2. Its blocks run in order, and its `python` blocks share one process:
+A section begins with a level-2 heading. The blocks of a section run in order; `python` blocks share one process:
 
     sh      a bash script, which stops at the first command that fails
     python  code
@@ -11,10 +11,10 @@ A section is a heading of level 2. Its blocks run in order, and its `python` blo
     text    output; nothing runs
 
 A `sh` block that creates an environment (`-m venv`) is a set-up block, and `.ci/run` runs it. `.ci/run` also contains
-the README's other commands from `.venv/`, such as those that run the tiers of tests. Installing JAX for an accelerator
-is skipped. Everything else runs. Unknown languages and programs are errors, so that nothing is skipped without notice.
+the README's other commands from `.venv/`, such as those that run the test tiers. Installing JAX for an accelerator is
+skipped. Everything else runs. Unknown languages and programs are errors, so that nothing is skipped without notice.
 
-Only the standard library is used, since `.ci/run` starts with this script.
+Only the standard library is used, because `.ci/run` starts with this script.
 """
 
 import re
@@ -36,7 +36,7 @@ class ReadmeError(ValueError):
 
 
 class Block(NamedTuple):
-    section: str  # the level-2 heading, or "" before the first one
+    section: str  # the level-2 heading, or "" before the first heading
     line: int  # the line of the opening fence, counted from 1
     language: str
     text: str
@@ -84,7 +84,7 @@ def blocks(text: str) -> list[Block]:
         if opened is None and line.startswith("```"):
             opened, language, body = number, line[3:].strip(), []
             if language not in LANGUAGES:
-                raise ReadmeError(f"line {number}: a block of {language or 'no language'}, expected one of {LANGUAGES}")
+                raise ReadmeError(f"line {number}: a block in {language or 'no language'}, expected one of {LANGUAGES}")
         elif opened is not None and line == "```":
             found.append(Block(section, opened, language, "".join(f"{one}\n" for one in body)))
             opened = None

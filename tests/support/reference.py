@@ -60,7 +60,7 @@ def exports(package: ModuleType) -> list[str]:
 
 
 def place(package: ModuleType, name: str) -> int:
-    """Returns a name's position on its page; it depends on the module that defines the name."""
+    """Returns a name's position on its page, which depends on the module that defines the name."""
     home = getattr(package, name).__module__.removeprefix("sega_jax.") + "."
     return next((i for i, module in enumerate(ORDER) if home.startswith(f"{module}.")), len(ORDER))
 
@@ -113,8 +113,7 @@ def document_class(cls: type) -> None:
 
 
 def undecorated(function: Any) -> Any:
-    """Returns the function inside a decorator of `sega_jax.method.arguments`, with the signature that the decorator
-    sets."""
+    """Returns the function that a decorator from `sega_jax.method.arguments` wraps, with the decorator's signature."""
     if not (inspect.isfunction(function) and hasattr(function, "__wrapped__") and hasattr(function, "__signature__")):
         return function
     inner = function.__wrapped__

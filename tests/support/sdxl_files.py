@@ -9,7 +9,7 @@ from sega_jax.weights.layout import leaves
 from sega_jax.weights.original_names import unet_names
 from support import tiny
 
-# Two levels; the second one has two-layer transformers.
+# Two levels; the second level has two-layer transformers.
 UNET = tiny.UNET_XL | {
     "block_out_channels": [8, 16],
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
@@ -65,6 +65,6 @@ def peft(part, name):
 
 
 def kohya_original(part, name):
-    """Gives the UNet's layers the names of the original repository, as kohya's scripts do."""
+    """Gives the UNet's layers the names from the original repository, as kohya's scripts do."""
     names = unet_names(UNet2DConditionModel(UNetConfig.from_dict(UNET)))
     return kohya(part, names[f"{name}.weight"].removesuffix(".weight") if part == "unet" else name)

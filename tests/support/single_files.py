@@ -16,7 +16,7 @@ KINDS = {
 
 @contextmanager
 def resembling(checkpoint, folder):
-    """Makes Stable Diffusion single files load with the configs of a given checkpoint, copied to a folder.
+    """Makes Stable Diffusion's single-file loading use a checkpoint's configs, which are copied to a folder.
 
     The name of the folder, such as "sd-1.5", decides which vocabulary is downloaded.
     """

@@ -1,7 +1,7 @@
 """Reads sweep folders, and runs a sweep's workers in separate processes.
 
-`python sweeping.py FOLDER WORKER WORKERS [RENAMES]` runs a worker. With RENAMES, the worker kills itself before
-renaming more than that many pictures and records.
+`python sweeping.py FOLDER WORKER WORKERS [RENAMES]` runs a worker. With RENAMES, the worker kills itself before it
+renames more than RENAMES pictures and records.
 """
 
 import os

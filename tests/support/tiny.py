@@ -1,7 +1,7 @@
 """Writes small checkpoints of all families in diffusers layout, without torch.
 
 Every tensor is drawn from a generator that is seeded with the tensor's name, so a test and the script that recorded its
-expected results use the same numbers. No tensor is zero or the identity, as that could hide errors: scales are
+expected results use the same numbers. No tensor is zero or the identity, because that could hide errors: scales are
 1 + 0.1 N, biases 0.1 N, a safety checker's thresholds 0.6 + 0.06 N, embeddings N, and other weights N / sqrt(fan in).
 """
 
@@ -105,7 +105,7 @@ IF_2 = IF_1 | {
     "time_embedding_dim": 20,
     "time_embedding_act_fn": "gelu",
 }
-# A first stage for pipelines, and a second stage that enlarges the first one's pictures four times in each direction.
+# A first stage for pipelines, and a second stage that enlarges pictures by a factor of 4 in each direction.
 STAGE_1 = IF_1 | {"block_out_channels": [8, 16], "layers_per_block": 1}
 STAGE_1 |= {"down_block_types": IF_1["down_block_types"][:2], "up_block_types": IF_1["up_block_types"][1:]}
 STAGE_2 = IF_2 | {"sample_size": 32, "block_out_channels": [8, 16], "layers_per_block": [1, 2]}
@@ -380,7 +380,7 @@ def _write_scheduler(folder: Path, config: dict) -> None:
 
 
 def stage(folder: Path, unet=STAGE_1, *, text=T5, scheduler=IF_SCHEDULER, safety=False) -> Path:
-    """Writes the checkpoint of a DeepFloyd-IF stage; the UNet's config decides which stage.
+    """Writes a checkpoint for a DeepFloyd-IF stage; the UNet's config decides which stage.
 
     The checkpoint has no text encoder if `text` is None. `safety` adds the name of a safety checker without its files.
     """
@@ -413,7 +413,7 @@ def stage(folder: Path, unet=STAGE_1, *, text=T5, scheduler=IF_SCHEDULER, safety
 
 
 def upscaler(folder: Path, unet=X4["unet"], *, text=X4["text"]) -> Path:
-    """Writes a checkpoint of Stable Diffusion's x4 upscaler, with a tokenizer that fits the text encoder's length."""
+    """Writes a checkpoint for Stable Diffusion's x4 upscaler, with a tokenizer that fits the text encoder's length."""
     networks = X4 | {"unet": unet, "text": text}
     checkpoint(folder, **networks, scheduler=X4_SCHEDULER, length=text["max_position_embeddings"])
     _write_scheduler(folder / "low_res_scheduler", {"_class_name": "DDPMScheduler", **UPSCALER_BETAS})
@@ -426,7 +426,7 @@ def upscaler(folder: Path, unet=X4["unet"], *, text=X4["text"]) -> Path:
 
 
 def xl(folder: Path, *, unet=UNET_XL, vae=VAE, scheduler=EULER, text=TEXT, text_2=TEXT_XL_2, index=None) -> Path:
-    """Writes a checkpoint of Stable Diffusion XL, with tokenizers that fit the text encoders' lengths."""
+    """Writes a Stable Diffusion XL checkpoint, with tokenizers that fit the text encoders' lengths."""
     models = sdxl.Models.build(text, text_2, unet, vae)
     parts = {
         "text_encoder": (text, models.text_encoder, "model", "text_model."),
@@ -504,7 +504,7 @@ def original(*, unet=UNET, vae=VAE, text=TEXT, text_2=None, openclip=False, ema=
 
 
 def paella(folder: Path, without: tuple[str, ...] = ()) -> Path:
-    """Writes a checkpoint of Paella as a conversion does, without the networks named in `without`."""
+    """Writes a Paella checkpoint as a conversion does, without the networks named in `without`."""
     configs = {part: None if part in without else config for part, config in PAELLA_PARTS.items()}
     models = paella_system.Models.build(**configs)
     index = {"_class_name": "PaellaPipeline"}
@@ -561,8 +561,8 @@ def spiece(folder: Path, extra: int = 0) -> None:
 def thresholds(special: np.ndarray, concepts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns thresholds for a safety checker's cosines [pictures, n] that flag the first and second pictures.
 
-    The second is flagged only because a special-care concept lowers the other thresholds. The third is equally near to
-    an ordinary concept, but not near to a special-care concept. No other picture is near a concept.
+    The second picture is flagged only because a special-care concept lowers the other thresholds. The third picture is
+    equally near to an ordinary concept, but not near to a special-care concept. No other picture is near a concept.
     """
     care, near = np.full(special.shape[1], 2, np.float32), np.full(concepts.shape[1], 2, np.float32)
     for least, cosines, picture, beyond in (
@@ -591,7 +591,7 @@ def tokenizer(folder: Path, length: int, pad: str = "<|endoftext|>") -> None:
 
 
 def shard(weights: Path) -> tuple[Path, dict[str, Any]]:
-    """Splits a weight file into two and returns the path and content of the index."""
+    """Splits a weight file into two files and returns the path and content of the index."""
     names = [weights.name.replace(".safetensors", f"-0000{i}-of-00002.safetensors") for i in (1, 2)]
     tensors = load_file(weights)
     places = {key: names[i % 2] for i, key in enumerate(tensors)}

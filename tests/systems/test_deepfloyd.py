@@ -156,7 +156,7 @@ def test_rows_are_independent(first):
 
 @pytest.mark.slow
 def test_types_of_low_resolution_pictures(second):
-    """Pictures may be PIL images, uint8 arrays or float arrays. There is one for all rows, or one for each row."""
+    """Pictures may be PIL images, uint8 arrays or float arrays. Covers one picture for all rows and one per row."""
     call = partial(second, ["cat", "dog"], seed=[1, 2], **LATENT)
     expected = call(image=BYTES).images
     for image in (list(BYTES), [Image.fromarray(one) for one in BYTES], tuple(Image.fromarray(one) for one in BYTES)):

@@ -50,7 +50,7 @@ def denoiser():
 
 
 def recorded_text(branches):
-    """Returns the recorded texts for a batch of two, padded to one length."""
+    """Returns the recorded texts for a batch of two, padded to the same length."""
     texts = [cases.BRANCHES[name] for name in branches]
     byt5, mask = np.full((2, len(texts), 9, 18), 3.0), np.zeros((2, len(texts), 9), bool)
     for i, text in enumerate(texts):
@@ -104,8 +104,8 @@ def injected(monkeypatch):
 
 @pytest.mark.parametrize("name", cases.SAMPLERS)
 def test_grids_equal_those_of_the_public_samplers(name, injected):
-    """All tokens are equal. The authors' rule for Paella equals edits without threshold and momentum; their sampler
-    also re-weights attention."""
+    """All tokens are equal. The authors' rule for Paella is equivalent to edits with no threshold or momentum; their
+    sampler also re-weights attention."""
     recorded = cases.recorded("float64")[f"grids {name}"]
     np.testing.assert_array_equal(grids(name), recorded)
     assert len({grid.tobytes() for grid in recorded}) == len(recorded)
@@ -133,7 +133,7 @@ def pipe(paella):
     ],
 )
 def test_edits_equal_a_plain_loop(pipe, options):
-    """The guidance added to the logits and the resulting tokens both match the loop's."""
+    """A plain loop gives the same guidance for the logits and the same tokens."""
     calls = []
     call = {
         "steps": 6,

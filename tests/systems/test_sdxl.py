@@ -1,4 +1,4 @@
-"""Stable Diffusion XL: names at full size, loading, errors, and edits on several devices."""
+"""Stable Diffusion XL: tensor names at full size, loading, errors, and edits on several devices."""
 
 import json
 import math
@@ -216,7 +216,7 @@ def text(states, pooled):
 
 
 def test_missing_negative_prompt(pipe):
-    """A missing negative prompt means zeros, or "" if the checkpoint says so."""
+    """A missing negative prompt means zeros, unless the checkpoint selects ""."""
     zeros = text((12, 36), (12,))
     plain, with_zeros = (pipe(**CALL, negative_prompt=negative).images for negative in (None, zeros))
     np.testing.assert_array_equal(plain, with_zeros)
@@ -247,7 +247,7 @@ def test_dtype_of_the_autoencoder(force, pipe):
         (
             np.zeros((12, 36), np.float32),
             TypeError,
-            "should be an SDXLText with states and pooled, .* not ndarray",
+            "should be an SDXLText with the fields states and pooled, .* not ndarray",
         ),
     ],
 )
@@ -270,7 +270,7 @@ def test_embeddings_replace_words(pipe):
 
 @pytest.mark.slow
 def test_several_devices(folder, pipe):
-    """Rows with different texts, sizes and edits give bit-identical pictures on two devices and on one."""
+    """Rows with different texts, sizes and edits give bit-identical pictures on one device and on two devices."""
     both = sega_jax.load(folder, devices=jax.local_devices()[:2])
     rows = {
         "prompt": ["a cat", "dog"],

@@ -40,7 +40,7 @@ def picture(models, ids, edits, table, shape):
 
 @pytest.mark.slow
 def test_gradient_with_respect_to_an_edits_scale(least):
-    """The gradient of a loss on the picture, through decoder, loop and networks, equals central differences."""
+    """The gradient of a loss on the picture, through the decoder, loop and networks, equals central differences."""
     ids = least.tokenizer(["", "cat", "glasses", "hat"]).reshape(1, 4, -1)
     # With a threshold of 0, no value lies at the threshold, where the picture would jump.
     edits = Edits.stack([[Edit("glasses", threshold=0, warmup=0), Edit("hat", threshold=0, warmup=1)]])
