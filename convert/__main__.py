@@ -43,12 +43,12 @@ _SOURCE_KINDS |= dict.fromkeys(("tokenizer", "config", "prediction_type", "ema")
 @click.option("--ema", is_flag=True, help="Single files: read the moving average of the UNet's weights.")
 @click.version_option(package_name="sega_jax")
 def main(source: str, dest: str, to: str | None, variant: str | None, **options: Any) -> None:
-    """Converts the checkpoint SOURCE to the folder DEST, in diffusers layout or in Orbax format.
+    """Converts the checkpoint SOURCE and writes it to the folder DEST, in diffusers layout or in Orbax format.
 
     SOURCE is a folder in diffusers layout (with .safetensors, .bin or Flax .msgpack files, or Orbax checkpoints), a
     DeepFloyd-IF stage in its original layout (config.yml and pytorch_model.bin), a folder with Paella's published files
     (paella_v3.pt, vqgan_f4.pt, prior_v1.pt), or a single-file Stable Diffusion 1.x, 2.x or XL checkpoint
-    (.safetensors, .ckpt or another pickle)."""
+    (.safetensors, or a pickle such as .ckpt)."""
     with plainly():
         kind = SINGLE if names_file(source) else PAELLA if is_published(source) else None
         for name, required in _SOURCE_KINDS.items():

@@ -48,21 +48,21 @@ def convert(
 ) -> Path:
     """Converts a Stable Diffusion, SDXL or x4 upscaler checkpoint, or one DeepFloyd-IF stage, to another format.
 
-    Both formats are folders in diffusers' layout. In Orbax format, two entries replace the weight files of each
-    network: `orbax` and `orbax.json`. `orbax` is an Orbax checkpoint of {dotted path of a parameter in the module:
-    array with the module's axes, channels last}, which `load` and any Orbax checkpointer can restore. `orbax.json`
-    contains each parameter's name in torch's files. A source that already has the requested format is written again.
-    Weights are checked as in `load`, so the result can be loaded. Without a cast, weights restored from Orbax are
-    bit-identical to the source.
+    In both formats, a checkpoint is a folder in diffusers' layout. In Orbax format, two entries replace each network's
+    weight files: `orbax` and `orbax.json`. `orbax` is an Orbax checkpoint that maps each parameter's dotted path in the
+    module to its array with the module's axes (channels last). `load` and any Orbax checkpointer can restore it.
+    `orbax.json` contains each parameter's name in torch's files. A source that already has the requested format is
+    written again. Weights are checked as in `load`, so the result can be loaded. Without a cast, weights restored from
+    Orbax are bit-identical to the weights in the source.
 
     Args:
-        source: a folder in either format, or a stage of DeepFloyd-IF in its original layout (`config.yml` and
-            `pytorch_model.bin`). In diffusers' layout, safetensors files are read if there are any. Otherwise,
+        source: a folder in either format, or a DeepFloyd-IF stage in its original layout (`config.yml` and
+            `pytorch_model.bin`). In diffusers' layout, safetensors files are read if present. Otherwise,
             diffusers' Flax files (`.msgpack`; the result names torch's classes) or pickles (`.bin`; their code is not
             run) are read. A DeepFloyd-IF stage becomes a diffusers pipeline without a safety checker or text encoder,
             because its folder contains neither.
-        dest: a new or empty folder. It appears only when it is complete. Until then, its content is in a hidden folder
-            next to it. If a conversion is killed, the next one removes the hidden folder.
+        dest: a new or empty folder. It appears only when it is complete. Until then, its files are in a hidden folder
+            next to `dest`. If a conversion is killed, the next one removes the hidden folder.
         dtype: float32, float16 or bfloat16; None keeps the dtype of every weight.
         to: "orbax" or "diffusers".
         variant: the variant of the weight files to read, such as "fp16". The result has no variant.
@@ -75,9 +75,9 @@ def convert(
         FileNotFoundError: `source` does not exist.
         FileExistsError: `dest` exists and is not empty.
         TypeError: `source` or `dest` is not a path.
-        CheckpointError: `source` is not a checkpoint; a file is missing, broken or hostile, or does not fit; or a
-            weight overflows `dtype`. Everything except the values of the weights is checked before anything is
-            written.
+        CheckpointError: `source` is not a checkpoint; a file is missing, broken or hostile, or does not fit its
+            network; or a weight overflows `dtype`. Everything except the values of the weights is checked before
+            anything is written.
         ValueError: `dtype` or `to` is unknown, or `dest` is inside `source`.
         OSError: `dest` cannot be written, or the disk is full.
     """
@@ -110,7 +110,7 @@ def check_options(to: str, dtype: DTypeLike | None) -> None:
 
 
 def destination(dest: str | Path, *sources: Path) -> Path:
-    """Returns the absolute path of the folder to write.
+    """Returns the absolute path of the folder to write to.
 
     Raises:
         TypeError: `dest` is not a path.
@@ -165,7 +165,7 @@ def _folder(source: str | Path, variant: str | None) -> Path:
 
 
 def _describe(folder: Path, variant: str | None) -> tuple[dict[str, Source], dict[Path, Path | bytes]]:
-    """Returns the networks of a folder and its other files, as arguments for `write`."""
+    """Returns a folder's networks and its other files, as arguments for `write`."""
     if not deepfloyd.is_original(folder):
         description = describe(folder)
         networks, sources = description.networks, {}
@@ -216,7 +216,7 @@ def _size(source: Source, dtype: np.dtype | None) -> int:
 
 
 def _read(source: Source, dtype: np.dtype | None, update: Callable[[int], Any]) -> Network:
-    """Reads a network. Calls `update` with the number of bytes of each array."""
+    """Reads a network. Calls `update` with the size of each array in bytes."""
 
     def place(array: np.ndarray) -> np.ndarray:
         update(array.nbytes)
@@ -231,7 +231,7 @@ def _read(source: Source, dtype: np.dtype | None, update: Callable[[int], Any]) 
 def _other_files(folder: Path, networks: Iterable[str]) -> Iterator[Path]:
     """Yields the paths of the files to copy: configs, the folders of other components, and documents.
 
-    The index comes last, so that an incomplete folder is not mistaken for a checkpoint.
+    The index comes last, so that an incomplete folder is not mistaken for a complete checkpoint.
     """
     yield from (Path(part, "config.json") for part in networks)
     index = read_json(folder / "model_index.json")

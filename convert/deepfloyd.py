@@ -1,10 +1,10 @@
 """Reads a DeepFloyd-IF stage in its original layout: `config.yml` and `pytorch_model.bin`.
 
-The UNet is the same as in diffusers, but its layers have different names. diffusers groups resnets and attentions by
-resolution level. The original code has one list of blocks on the way down and one on the way up (see
-`sega_jax.weights.original_names.places`). It implements linear layers over tokens as 1 x 1 convolutions. One such layer
-computes queries, keys and values. Its rows are ordered by head: the first head's queries, keys and values, then the
-second head's, and so on.
+The UNet is the same as in diffusers, but its layers have different names. diffusers groups resnets and attention
+modules by resolution level. The original code has one list of blocks for the down path and one for the up path (see
+`sega_jax.weights.original_names.places`). Its linear layers over tokens are 1 x 1 convolutions. A single convolution
+computes an attention module's queries, keys and values. The convolution's rows are ordered by head: the first head's
+queries, keys and values, then the second head's, and so on.
 """
 
 import os
@@ -89,7 +89,7 @@ _UP = {True: "SimpleCrossAttnUpBlock2D", False: "ResnetUpsampleBlock2D"}
 
 
 def is_original(folder: Path) -> bool:
-    """Returns whether a folder has the original layout and not diffusers' layout.
+    """Returns whether a folder has the original layout but not diffusers' layout.
 
     Repositories on the hub contain both layouts; diffusers' layout takes precedence.
     """
@@ -107,10 +107,10 @@ def describe(folder: Path) -> Stage:
     """Reads config.yml and describes the stage.
 
     The returned files describe a diffusers pipeline without a safety checker or text encoder: all stages share one
-    text encoder, and no stage's file contains it. The schedulers have the original repository's defaults.
+    text encoder, and no stage's weight file contains it. The schedulers have the original repository's defaults.
 
     Raises:
-        CheckpointError: config.yml is missing, broken, or describes an unsupported network.
+        CheckpointError: config.yml is missing or broken, or describes an unsupported network.
     """
     path = folder / CONFIG
     try:
@@ -152,7 +152,7 @@ def _params(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} has no params, expected the parameters of a DeepFloyd-IF stage; fetch it again")
     for name, value in params.items():
         entries = value if isinstance(value, list) else [value]
-        # With YAML references, a small file can describe huge values. All values are checked before any is printed.
+        # With YAML references, a small file can describe huge values. All values are checked before printing any.
         if not isinstance(name, str) or not all(entry is None or isinstance(entry, _SCALAR) for entry in entries):
             raise CheckpointError(f"{path}: {str(name)[:80]} is neither a value nor a list of values; fetch it again")
     return params
@@ -178,7 +178,7 @@ def _unet_config(params: dict[str, Any]) -> dict[str, Any]:
     attends = [2**level in rates for level in range(len(widths))]
     scale = (
         1 / 0.7071 if p.scale_skip_connection else 1.0
-    )  # the original multiplies by 0.7071, not by the square root of 1/2
+    )  # the original code multiplies by 0.7071, not by the square root of 1/2
     projected = p.encoder_dim != p.encoder_channels
     return {
         "_class_name": "UNet2DConditionModel",
@@ -238,7 +238,8 @@ def _original_name(key: str, places: dict[str, str]) -> str:
 
 
 class OriginalTensors(PickledTensors):
-    """Reads the parameters in `pytorch_model.bin`. Some layers are fused, and layers over tokens are convolutions.
+    """Reads the parameters in `pytorch_model.bin`. Some layers are fused, and linear layers over tokens are
+    convolutions.
 
     Raises:
         CheckpointError: as for `PickledTensors`.

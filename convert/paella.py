@@ -22,7 +22,7 @@ from sega_jax.weights.destination import atomic_folder
 from sega_jax.weights.torch_pickle import PickledTensors
 from sega_jax.weights.write import as_json
 
-# {network: (stem of the published file, class of the network, class of its config)}.
+# {network: (stem of the published file, network class, config class)}.
 NETWORKS: dict[str, tuple[str, type[Any], Any]] = {
     "denoiser": ("paella_v3", Paella, PaellaConfig),
     "vqgan": ("vqgan_f4", VQModel, VQConfig),
@@ -33,8 +33,8 @@ NETWORKS: dict[str, tuple[str, type[Any], Any]] = {
 class PublishedTensors(PickledTensors):
     """Reads the tensors in a published file `STEM.pt`, or in a checkpoint from the training script.
 
-    The training script stores the weights as `state_dict` and their moving average as `ema_state_dict`. The moving
-    average is preferred.
+    The training script stores the weights under `state_dict` and their moving average under `ema_state_dict`. The
+    moving average is preferred.
 
     Raises:
         CheckpointError: as for `PickledTensors`.
@@ -80,7 +80,7 @@ def convert_paella(
             None omits it.
         dtype: float32, float16 or bfloat16; None keeps the dtype of every weight.
         to: "diffusers" for safetensors files, or "orbax".
-        configs: {network: config options that differ from the published ones}, for `denoiser`, `vqgan` and `prior`.
+        configs: {network: config options that differ from the published config}, for `denoiser`, `vqgan` and `prior`.
         progress: whether to show a progress bar; None shows it in terminals and notebooks.
 
     Returns:
@@ -93,8 +93,8 @@ def convert_paella(
         CheckpointError: a file is missing, broken or hostile; it does not fit its network (the error lists every
             missing, extra and misshapen tensor); or a weight overflows `dtype`. Everything except the values of the
             weights is checked before anything is written.
-        ValueError: the dtype, format or a network's name is unknown, a config is not supported, or `dest` is inside a
-            source.
+        ValueError: the dtype, the format or a network's name is unknown, a config is not supported, or `dest` is inside
+            a source.
         OSError: `dest` cannot be written, or the disk is full.
     """
     check_options(to, dtype)

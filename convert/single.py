@@ -37,14 +37,14 @@ def convert_single(
 ) -> Path:
     """Converts a single-file Stable Diffusion 1.x, 2.x or XL checkpoint to a folder without a safety checker.
 
-    The tensors in the file must have the names of the original repositories.
+    The tensors in the file must have the names that the original repositories use.
 
     Args:
         source: a `.safetensors` file, a pickle such as `.ckpt` (its code is not run), or a file on the hub,
             "owner/name/file".
         dest: a new or empty folder. It appears only when it is complete.
-        tokenizer: a folder with CLIP's vocabulary (vocab.json and merges.txt), because the file does not contain it.
-            None uses the vocabulary in `config` or, without `config`, the published one from the hub.
+        tokenizer: a folder with CLIP's vocabulary (vocab.json and merges.txt), which single files do not contain. None
+            uses the vocabulary in `config` or, without `config`, the published vocabulary from the hub.
         config, prediction_type, ema: as for `sega_jax.load`.
         dtype: float32, float16 or bfloat16; None keeps the dtype of every weight.
         to: "diffusers" for safetensors files, or "orbax".
@@ -102,7 +102,7 @@ def _tokenizers(folder: Path, vocabulary_folder: Path | None, tokenizer: Tokeniz
 def _others(folder: Path, tokenizers: Files, declared: Mapping[str, Any]) -> Files:
     """Returns all files except weights.
 
-    The index comes last, so that an incomplete folder is not mistaken for a checkpoint.
+    The index comes last, so that an incomplete folder is not mistaken for a complete checkpoint.
     """
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json") | dict(declared)
     index = read_json(folder / "model_index.json")

@@ -1,1 +1,1 @@
-"""Reads parameters from files and writes them back. Each family of checkpoints supplies its own tables of names."""
+"""Reads and writes files of parameters. Each family of checkpoints supplies its own tables of names."""

@@ -13,9 +13,9 @@ from pathlib import Path
 def atomic_folder(dest: Path) -> Iterator[Path]:
     """Yields a hidden folder to write into. It becomes `dest` if the block succeeds and is removed if it fails.
 
-    The hidden folder is next to `dest`. Files that a killed process left in it are removed. A lock distinguishes such
-    leftovers from a folder that another process is still writing: the operating system releases a process's locks when
-    the process ends.
+    The hidden folder is next to `dest`. Files that a killed process left in the hidden folder are removed. A lock
+    distinguishes such leftovers from a folder that another process is still writing to: the operating system releases a
+    process's locks when the process ends.
 
     Raises:
         FileExistsError: `dest` exists and is not an empty folder, or another process is writing to it.
@@ -51,13 +51,13 @@ def atomic_folder(dest: Path) -> Iterator[Path]:
 
 
 def write_file(path: Path, data: bytes, *, replace: bool = False) -> None:
-    """Writes a file, and flushes it and its entry in the folder to the disk.
+    """Writes a file, and flushes both the file and its directory entry to the disk.
 
     With `replace`, a link stays a link, and a device such as /dev/stdout is written to directly.
 
     Raises:
         FileExistsError: the file exists, and `replace` is false.
-        OSError: the file cannot be written, for example because the disk is full. Nothing is left of it.
+        OSError: the file cannot be written, for example because the disk is full. No partial file remains.
     """
     if replace:
         path = path.resolve()
@@ -79,12 +79,12 @@ def write_file(path: Path, data: bytes, *, replace: bool = False) -> None:
 
 
 def _link(unfinished: Path, path: Path) -> None:
-    """Gives a finished file its name. Unlike a rename, a link never replaces a file."""
+    """Gives a finished file its name. Unlike a rename, a link never replaces an existing file."""
     try:
         path.hardlink_to(unfinished)
     except FileExistsError:
         raise FileExistsError(f"{path} exists; remove it, or choose a different name") from None
-    except OSError:  # the file system has no links
+    except OSError:  # the file system does not support links
         if path.exists():
             raise FileExistsError(f"{path} exists; remove it, or choose a different name") from None
         unfinished.rename(path)
@@ -92,7 +92,7 @@ def _link(unfinished: Path, path: Path) -> None:
 
 @contextmanager
 def full_disk(path: Path, size: int) -> Iterator[None]:
-    """Explains an error inside a `with` block that is caused by a full disk.
+    """Explains a full-disk error that is raised inside a `with` block.
 
     Args:
         path: the file that the block writes.

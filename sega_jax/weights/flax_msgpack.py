@@ -23,7 +23,7 @@ from sega_jax.weights.tensors import Tensors, looks_like, weight_files
 from sega_jax.weights.torch_pickle import mapped
 
 # Linen and this library order the axes of parameters in the same way. Names are converted to torch's names, because
-# each module's `rename` expects those.
+# each module's `rename` expects torch's names.
 LINEN = Layout(torch_name, lambda _path, shape: shape, lambda _path, array: array)
 # Limits far above the needs of real networks: the number of names in a file and in one map, and the length of a path.
 _MAX_NAMES, _MAX_NAMES_IN_MAP, _MAX_PATH_LENGTH = 2**16, 2**10, 512
@@ -32,16 +32,16 @@ _ARRAY, _SCALAR, _CHUNKED = 1, 3, "__msgpack_chunked_array__"
 _FLOATS = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)
 _INTEGERS = (np.int64, np.int32, np.int16, np.int8, np.uint64, np.uint32, np.uint16, np.uint8, np.bool_)
 _DTYPES = {np.dtype(dtype).name: np.dtype(dtype) for dtype in (*_FLOATS, *_INTEGERS)}
-# Layers of the autoencoder whose names differ between Linen and torch.
+# Autoencoder layers whose names differ between Linen and torch.
 _LAYERS = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 class FlaxTensors(Tensors):
     """Reads the arrays of one network in Flax's msgpack format.
 
-    They are in `diffusion_flax_model.msgpack` (diffusers), in `flax_model.msgpack` (transformers), or in the shards
-    that `flax_model.msgpack.index.json` lists. All arrays stay in memory until the file is closed, because msgpack
-    cannot be read in parts.
+    The arrays are in `diffusion_flax_model.msgpack` (diffusers), in `flax_model.msgpack` (transformers), or in the
+    shards that `flax_model.msgpack.index.json` lists. All arrays stay in memory until the file is closed, because
+    msgpack cannot be read in parts.
 
     Args:
         folder, variant, rename: as for `Tensors`.
@@ -93,7 +93,7 @@ def _unpacked(data: Any) -> Any:
         data: the bytes of the file, in a buffer.
 
     Raises:
-        ValueError: the bytes are not msgpack, or exceed the limits.
+        ValueError: the bytes are not valid msgpack, or exceed the limits.
     """
     names = 0
 

@@ -20,7 +20,8 @@ from sega_jax.method.numerics import is_floating
 from sega_jax.text.files import CheckpointError
 from sega_jax.weights.layout import Entry
 
-# Keys are the dtype names in safetensors headers. The last type is used for scales: powers of two from 2^-127 to 2^127.
+# Keys are the dtype names in safetensors headers. The last type stores scales, which are powers of two from 2^-127 to
+# 2^127.
 DTYPES = {
     "F8_E4M3": ml_dtypes.float8_e4m3fn,
     "F8_E5M2": ml_dtypes.float8_e5m2,
@@ -111,7 +112,7 @@ def scaled(path: Path, entries: Iterable[Entry]) -> dict[str, Entry]:
 
 
 def _check_format(path: Path, entry: Entry, *, has_scale: bool) -> None:
-    """Checks ComfyUI's format tensor for a layer. Its elements are the bytes of a JSON object."""
+    """Checks the tensor in which ComfyUI stores a layer's format. Its elements are the bytes of a JSON object."""
     try:
         name = json.loads(bytes(entry.read().astype(np.uint8)) if entry.nbytes < _MAX_NOTE_SIZE else b"")["format"]
     except (ValueError, TypeError, KeyError, RecursionError):

@@ -25,8 +25,8 @@ def parameters(name: str, entry: Entry, forms: Forms, width: int | None = None) 
     Args:
         name: the tensor's name; the patterns of `forms` are searched for in it.
         entry: the tensor in the file.
-        width: how many consecutive rows of a fused tensor belong to one layer, such as the size of an attention head.
-            None means that all rows of a layer are consecutive.
+        width: how many consecutive rows of a fused tensor belong to one layer, for example the size of an attention
+            head. None means that all rows of a layer are consecutive.
     """
     if len(entry.shape) == 2 and re.search(forms.transposed, entry.key):
         entry = entry._replace(shape=entry.shape[::-1], read=partial(_transposed, entry.read))
@@ -53,5 +53,5 @@ def _reshaped(read: Callable[[], np.ndarray], shape: tuple[int, ...]) -> np.ndar
 
 
 def _rows(read: Callable[[], np.ndarray], groups: tuple[int, ...], layer: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Reads the rows of one layer. The axes of the shape `groups` are [groups, layers, rows in a group, ...]."""
+    """Reads the rows of one layer. `groups` is the shape [groups, layers, rows in a group, ...]."""
     return read().reshape(groups)[:, layer].reshape(shape)

@@ -45,8 +45,8 @@ class Address(NamedTuple):
 def address(source: object) -> Address | None:
     """Parses the name of a repository, or of a file or folder in it.
 
-    A name is "owner/name" or "owner/name/path", optionally with "@revision" after the repository, or the web address of
-    a page on the hub.
+    A name is "owner/name" or "owner/name/path", optionally with "@revision" after the repository's name, or the web
+    address of a page on the hub.
 
     Returns:
         The address, or None for other names, such as absolute paths and "folder/model.safetensors".
@@ -142,7 +142,7 @@ def fetch(repository: str, files: Sequence[str], revision: str | None = None) ->
             f"is not a local folder, the hub cannot be reached, and the cache {huggingface_hub.constants.HF_HUB_CACHE}"
             " does not contain it; connect to the internet once (and unset HF_HUB_OFFLINE), or give a local folder"
         )
-    except Exception as error:  # the client also raises errors of its HTTP library
+    except Exception as error:  # the client also raises errors from its HTTP library
         problem = f"cannot be fetched from the hub: {error}"
     raise CheckpointError(f"{repository} {problem}")
 
@@ -173,5 +173,5 @@ def files(repository: str, revision: str | None = None) -> list[str] | None:
         token = _options.get().get("token")
         info = huggingface_hub.model_info(repository, revision=revision, token=token)
         return [file.rfilename for file in info.siblings or ()]
-    except Exception:  # the client also raises errors of its HTTP library
+    except Exception:  # the client also raises errors from its HTTP library
         return None

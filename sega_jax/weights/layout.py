@@ -36,7 +36,7 @@ def _is_kernel(name: str) -> bool:
 
 
 def torch_shape(path: tuple, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns a parameter's shape in torch's files, which is (out, in, height, width) for kernels."""
+    """Returns a parameter's shape in torch's files: (out, in, height, width) for kernels."""
     return (shape[-1], shape[-2], *shape[:-2]) if _is_kernel(flax_name(path)) else shape
 
 
@@ -64,8 +64,8 @@ class Layout(NamedTuple):
     """Describes how a file format names and stores a parameter, given its path in the module."""
 
     name: Callable[[tuple], str]
-    shape: Callable[[tuple, tuple[int, ...]], tuple[int, ...]]  # converts the module's shape to the file's
-    ours: Callable[[tuple, np.ndarray], np.ndarray]  # converts the file's array to the module's
+    shape: Callable[[tuple, tuple[int, ...]], tuple[int, ...]]  # converts a module's shape to the shape in the file
+    ours: Callable[[tuple, np.ndarray], np.ndarray]  # converts the file's array to the module's axis order
 
 
 TORCH = Layout(torch_name, torch_shape, from_torch)

@@ -29,7 +29,7 @@ from sega_jax.weights.tensors import Tensors
 M = TypeVar("M", bound=NamedTuple)
 
 Files = str | Path | Mapping[str | Path, float]
-# {name of a layer, with the network's prefix and with underscores: (out, in) of its weight, or () if unknown}.
+# {layer name with the network's prefix and underscores for dots: (out, in) of its weight, or () if unknown}.
 LayerSizes = Mapping[str, tuple[int, ...]]
 
 # The maximum number of problems that an error message lists. The rest are only counted.
@@ -66,8 +66,8 @@ def read(
 
     Args:
         networks: {folder in diffusers' layout, such as "unet": network}.
-        lora: {file: scale}, or one file to use with scale 1. A file may also be given as a folder or a name on the hub
-            (see `lora_files.find`).
+        lora: {file: scale}, or one file to use with scale 1. A folder or a name on the hub may replace the path of a
+            file (see `lora_files.find`).
         names: how files name the layers of each network.
         checkpoints: descriptions of single-file checkpoints, to recognise a checkpoint that was passed as a LoRA by
             mistake.
@@ -81,8 +81,8 @@ def read(
         TypeError: `lora` is neither a path nor {path: scale}.
         ValueError: a scale is not a finite number.
         CheckpointError: a file is missing or broken, contains tensors that do not belong to a LoRA, changes layers that
-            the networks lack or whose shapes differ, or uses an unsupported method. The error message lists the first
-            few problems.
+            are missing from the networks or have different shapes there, or uses an unsupported method. The error
+            message lists the first few problems.
     """
     scales = list(lora.items()) if isinstance(lora, Mapping) else [(lora, 1.0)]
     for path, scale in scales:
@@ -96,11 +96,11 @@ def read(
 
 
 def merged(models: M, changes: Sequence[Change]) -> M:
-    """Adds changes to the weights of loaded networks, and returns the new NamedTuple of networks.
+    """Adds changes to the weights of loaded networks, and returns a new NamedTuple of networks.
 
-    Each weight and its differences are summed in float32 or a wider dtype and rounded once to the weight's dtype. Every
-    difference is computed from the original weight, so the order of the changes does not matter. Networks that are None
-    stay None.
+    Each weight and its differences are summed in float32 or a wider dtype, and the sum is rounded once to the weight's
+    dtype. Every difference is computed from the original weight, so the order of the changes does not matter. Networks
+    that are None stay None.
 
     Raises:
         CheckpointError: a sum overflows the dtype of the weights.
@@ -169,7 +169,7 @@ def _layers(
 def _misfit(
     path: Path, networks: Mapping[str, Any], tensors: Tensors, families: Families, problems: Sequence[str]
 ) -> CheckpointError:
-    """Returns the error for a LoRA that does not fit. It names the LoRA's family or, failing that, the problems."""
+    """Returns the error for a LoRA that does not fit. It names the LoRA's family if known, or else the problems."""
     lora_family, family = families.of_file(_sizes_in(tensors.shapes)), families.of_checkpoint(_sizes_of(networks))
     if lora_family and family and lora_family != family:
         return CheckpointError(
@@ -183,7 +183,7 @@ def _misfit(
 
 
 def _sizes_in(tensors: Mapping[str, tuple[int, ...]]) -> LayerSizes:
-    """Returns {layer: (out, in)}, where (out, in) is the size of the weight that fits the tensors, or () if unknown."""
+    """Returns {layer: (out, in) of the weight that the layer's tensors fit, or () if unknown}."""
     layers: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, shape in tensors.items():
         if parts := parsed(name):
@@ -200,7 +200,7 @@ def _size(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
 
 
 def _sizes_of(networks: Mapping[str, Any]) -> LayerSizes:
-    """Returns {layer: (out, in)}, the sizes of the networks' weights, with layers named as in LoRA files."""
+    """Returns the sizes of the networks' weights as {layer: (out, in)}, with layers named as in LoRA files."""
     return {
         f"{part}_{key.removesuffix('.weight').replace('.', '_')}": shape[:2]
         for part, network in networks.items()

@@ -1,4 +1,4 @@
-"""Finds the file of a LoRA, given a file, a folder that contains one, or a repository on the hub.
+"""Finds a LoRA's file, given its path, a folder that contains it, or a name on the hub.
 
 A name on the hub is "owner/name" or "owner/name/path/to/file.safetensors", optionally with a revision, as in
 "owner/name@revision" and "owner/name@revision/path/to/file.safetensors". Local paths take precedence.
@@ -26,7 +26,7 @@ _LISTED = 20
 
 
 def find(lora: str | os.PathLike[str]) -> Path:
-    """Returns the local file of a LoRA. Downloads it if it is on the hub.
+    """Returns the local path of a LoRA's file. Downloads the file if it is on the hub.
 
     Raises:
         CheckpointError: the file does not exist, or a folder or repository does not contain exactly one LoRA. The error
@@ -60,7 +60,8 @@ def on_hub(lora: str | os.PathLike[str]) -> hub.Address | None:
 def pinned(lora: str | os.PathLike[str], folder: Path = Path()) -> str:
     """Returns a name that always identifies the same LoRA.
 
-    The name is the absolute path of a local file, or "owner/name@commit/file" on the hub. A path need not exist.
+    The name is the absolute path of a local file, or "owner/name@commit/file" for a file on the hub. A local path need
+    not exist.
 
     Args:
         lora: a file, a folder or a name on the hub.
@@ -81,7 +82,7 @@ def pinned(lora: str | os.PathLike[str], folder: Path = Path()) -> str:
 
 
 def digest(path: str) -> str:
-    """Returns the SHA-256 of a local file or a file on the hub, as hexadecimal digits.
+    """Returns the SHA-256 digest of a local file or of a file on the hub, in hexadecimal.
 
     If peft's settings file is in the same folder as the LoRA, the digest covers both files.
 
@@ -100,7 +101,7 @@ def digest(path: str) -> str:
 
 
 def _fetched(name: hub.Address) -> tuple[Path, hub.Address]:
-    """Downloads the file that a name refers to. Returns the file's local path, and the name with commit and path."""
+    """Downloads the file that a name refers to. Returns its local path and its full name with commit and path."""
     if name.path:
         return _fetched_file(name)
     known = [*_DIFFUSERS, *_PEFT, CONFIG]
@@ -120,7 +121,7 @@ def _fetched(name: hub.Address) -> tuple[Path, hub.Address]:
 
 
 def _fetched_file(name: hub.Address) -> tuple[Path, hub.Address]:
-    """Downloads a file and the settings next to it. Returns the file's path, and the name with the commit."""
+    """Downloads a file and the settings next to it. Returns the file's path, and its name with the commit."""
     if not name.path.endswith(ENDINGS):
         raise CheckpointError(f"{name} should have one of the extensions {', '.join(ENDINGS)}; name a different file")
     snapshot = hub.fetch(name.repository, [glob.escape(name.path), str(Path(name.path).parent / CONFIG)], name.revision)
@@ -153,7 +154,7 @@ def _named(files: Sequence[str]) -> str | None:
 
 
 def _chosen(where: str, files: Sequence[str]) -> str:
-    """Returns the LoRA file of a folder or repository. Error messages also list files in subfolders.
+    """Returns the LoRA file in a folder or repository. Error messages also list files in subfolders.
 
     Raises:
         CheckpointError: there is no such file, or there are several.

@@ -1,11 +1,11 @@
 """Computes the weight differences of LoRAs and other adapters that add to a weight.
 
-Each form of adapter is one class. `sega_jax.weights.lora_products` has the forms that multiply a weight. Arrays are
-float32 and keyed by their roles in the file (`sega_jax.weights.lora_names`). Weights are [out, in] or [out, in, height,
-width], as in torch's files. `factor` is alpha / r, where r is the rank.
+Each form of adapter is one class. `sega_jax.weights.lora_products` contains the forms that multiply a weight. Arrays
+are float32 and keyed by their roles in the file (`sega_jax.weights.lora_names`). Weights are [out, in] or [out, in,
+height, width], as in torch's files. `factor` is alpha / r, where r is the rank.
 
-`fits` checks the shapes before any array is read. This ensures that no product is larger than the weight or a matrix in
-the file.
+`fits` checks the shapes before any array is read. This ensures that every product is at most as large as the weight or
+a matrix in the file.
 """
 
 import math
@@ -34,7 +34,7 @@ class Form:
     def sizes(self, shapes: Shapes) -> Sizes | None:
         """Returns (out, in) of the weight that the tensors fit, or None if they do not determine it.
 
-        For a convolution, `in` may be multiplied by the size of the kernel.
+        For a convolution, `in` may include the size of the kernel as a factor.
         """
         return None
 
@@ -83,8 +83,8 @@ def _with_kernel(mid: np.ndarray, up: np.ndarray, down: np.ndarray) -> np.ndarra
 class Lora(Form):
     """LoRA: the product of up [out, r] and down [r, in] (Hu et al. 2022, section 4.1).
 
-    For a convolution, the kernel is stored in down, [r, in, height, width], or in a third tensor between the two, mid
-    [r, r, height, width].
+    For a convolution, the kernel is stored in down, which is then [r, in, height, width], or in a third tensor between
+    up and down, mid [r, r, height, width].
     """
 
     name = "LoRA"

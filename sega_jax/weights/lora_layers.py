@@ -54,7 +54,7 @@ class Group(NamedTuple):
 def layers_of(
     path: Path, tensors: Tensors, networks: Mapping[str, Any], names: Mapping[str, LoraNames], factor: Factor
 ) -> tuple[dict[str, dict[str, Layer]], list[str]]:
-    """Returns the layers of a file and the problems with its tensors.
+    """Returns the layers that a file changes, and the problems with its tensors.
 
     Names and shapes are checked first. If there are no problems, all tensors are read once, one at a time, and checked.
 
@@ -137,7 +137,7 @@ def _resolve_vector(group: Group, problems: list[str]) -> None:
 def _forms(
     part: str, key: str, group: Group, shapes: Mapping[str, tuple[int, ...]], problems: list[str]
 ) -> list[tuple[Form, str]]:
-    """Returns (form, key that it changes) for each form that fits a layer's tensors. Adds the misfits to `problems`."""
+    """Returns (form, key that it changes) for each form that fits a layer's tensors. Adds mismatches to `problems`."""
     roles = group.names.keys()
     if len(shapes[key]) < 2 and not roles <= _NORM_ROLES:
         problems += [f"  unexpected {name} {group.shapes[role]}" for role, name in group.names.items()]
@@ -169,7 +169,7 @@ def _forms(
 
 
 def _missing(roles: Iterable[str]) -> str:
-    """Returns, as text, the roles that a layer lacks for the form that it resembles most."""
+    """Returns text that names the roles that a layer lacks to match the most similar form."""
     present = set(roles)
     similar = [needed for form in FORMS for needed in form.needs if needed & present]
     if not similar:
@@ -189,7 +189,7 @@ def _factor(factor: Factor, part: str, key: str, form: Form, group: Group) -> fl
 
 
 def _unusable(groups: Mapping[tuple[str, str], Group]) -> list[str]:
-    """Reads all tensors, one at a time, and returns a list of problems with their entries."""
+    """Reads all tensors, one at a time, and returns a list of the problems with their values."""
     problems = []
     for group in groups.values():
         for role, read in group.reads.items():

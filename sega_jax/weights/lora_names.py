@@ -1,4 +1,4 @@
-"""Parses the names of tensors in the files of LoRAs and related adapters: layer, role and adapter.
+"""Parses tensor names in the files of LoRAs and related adapters into layer, role and adapter.
 
 diffusers and peft name layers by dotted paths; kohya's scripts use paths with underscores. Dots and underscores are
 treated as equivalent. A prefix identifies the layer's network. Each family defines its prefixes and layers
@@ -13,7 +13,7 @@ import jax
 
 from sega_jax.weights.layout import torch_name
 
-# A pattern for an adapter's user-defined name. In peft's files, it follows the role of the tensor.
+# A pattern for an adapter's user-defined name. In peft's files, this name follows the role of the tensor.
 _ADAPTER = r"(?:\.(?!weight$|bias$)(?P<adapter>[^.]+))?"
 # {role: pattern for the end of a tensor's name, which follows the layer's name}.
 _ENDS = {
@@ -103,7 +103,7 @@ def parsed(name: str) -> Parsed | None:
 
 
 def unsupported(names: Any) -> str | None:
-    """Returns the name of the unsupported method to which one of the given tensor names belongs, or None."""
+    """Returns the name of an unsupported method that uses one of the given tensor names, or None."""
     for pattern, method in _UNSUPPORTED.items():
         if any(re.search(pattern, name) for name in names):
             return method

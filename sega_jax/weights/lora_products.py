@@ -1,4 +1,4 @@
-"""Computes the weight differences of adapters that multiply a weight, and of DoRA, which sets the norms of a weight.
+"""Computes the weight differences of adapters that multiply a weight, and of DoRA, which sets a weight's norms.
 
 These differences depend on the weight. Classes, roles and shapes are as in `sega_jax.weights.lora_forms`.
 """
@@ -58,8 +58,8 @@ class Ia3(Form):
 class PeftIa3(Form):
     """(IA)^3 as peft stores it (Liu et al. 2022, section 3.3).
 
-    The vector multiplies the outputs (ia3_l is [out, 1]) or the inputs (ia3_l is [1, in]). For a convolution, it is [1,
-    out, 1, 1] or [1, in, 1, 1]. If `out` equals `in`, this is ambiguous, and the layer is rejected.
+    The vector multiplies the outputs (ia3_l is [out, 1]) or the inputs (ia3_l is [1, in]). For a convolution, its shape
+    is [1, out, 1, 1] or [1, in, 1, 1]. If `out` equals `in`, the shape is ambiguous, and the layer is rejected.
     """
 
     name = "(IA)^3"
@@ -79,7 +79,7 @@ class PeftIa3(Form):
 
 
 class PeftIa3Bias(PeftIa3):
-    """The bias of a layer with peft's (IA)^3. Only a vector for outputs multiplies it."""
+    """The bias of a layer that peft's (IA)^3 changes. Only a vector for outputs multiplies the bias."""
 
     of_bias = True
 
@@ -97,8 +97,8 @@ class PeftIa3Bias(PeftIa3):
 class GLora(Form):
     """GLoRA: the difference W a1 a2 + b1 b2 for a weight W (Chavan et al. 2023, without the paper's vectors).
 
-    a1 is [in, r], a2 [r, in], b1 [out, r] and b2 [r, in]. For a convolution, b2 includes the kernel, [r, in, height,
-    width]. In files from the first version of LyCORIS, the two matrices of each pair are swapped.
+    a1 is [in, r], a2 [r, in], b1 [out, r] and b2 [r, in]. For a convolution, b2 includes the kernel and is [r, in,
+    height, width]. In files from the first version of LyCORIS, the two matrices of each pair are swapped.
     """
 
     name = "GLoRA"

@@ -33,7 +33,7 @@ class Settings(NamedTuple):
     patterns: Mapping[str, float] = {}  # {regular expression for layer names: alpha}
     rslora: bool = False  # whether to divide by the square root of the rank instead of the rank
     rank: float | None = None  # the rank of layers whose matrices do not determine it; None means factor 1
-    ranks: Mapping[str, float] = {}  # {regular expression for layer names: rank}, for the same layers
+    ranks: Mapping[str, float] = {}  # like `rank`, but {regular expression for layer names: rank}
 
     def factor(self, key: str, alpha: float | None, rank: int | None) -> float:
         """Returns the factor of a layer's difference, alpha / rank or alpha / sqrt(rank).
@@ -93,7 +93,7 @@ def settings_file(path: Path, keys: Iterable[str]) -> Path | None:
 
 
 def lacks_settings(path: Path, keys: Iterable[str]) -> bool:
-    """Returns whether a LoRA comes from peft and its alpha is stored neither in its file nor in settings next to it."""
+    """Returns whether a LoRA is from peft and its alpha is missing both from its file and from settings next to it."""
     keys = list(keys)
     lacks_alpha = any(key.startswith(_PEFT) for key in keys) and not any(key.endswith("alpha") for key in keys)
     return lacks_alpha and _header(path) is None and settings_file(path, keys) is None
@@ -115,7 +115,7 @@ def _text(path: Path) -> str:
 
 
 def _settings(entries: Mapping[str, Any], part: str) -> Settings:
-    """Returns the settings of a network: the entries prefixed with its name, or else the entries without a prefix.
+    """Returns a network's settings: entries prefixed with its name or, if there are none, entries without a prefix.
 
     Raises:
         AttributeError, TypeError, ValueError, re.error: the entries are not valid settings.
@@ -131,7 +131,7 @@ def _settings(entries: Mapping[str, Any], part: str) -> Settings:
             " original checkpoint; save it with peft's option path_initial_model_for_weight_conversion"
         )
     patterns, ranks = options.get("alpha_pattern") or {}, options.get("rank_pattern") or {}
-    # peft's LoHa and LoKr settings call it "alpha".
+    # peft's LoHa and LoKr settings call `lora_alpha` "alpha".
     alpha, rank = options.get("lora_alpha", options.get("alpha", _ALPHA)), options.get("r", _RANK)
     if not all(map(is_number, (alpha, *patterns.values()))):
         raise ValueError("an alpha is not a finite number")

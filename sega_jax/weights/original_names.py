@@ -5,11 +5,11 @@ parameters are needed. Names in files have an additional prefix that depends on 
 of a fused tensor has a name like "transformer.resblocks.0.attn.in_proj_weight[q_proj]". `OPENCLIP_FORMS` and
 `VAE_FORMS` describe how files store such tensors.
 
-diffusers groups the UNet's resnets and attentions by level. The original UNet has one list of blocks on the way down
-and one on the way up. Each block is itself a list that contains a resnet and, at levels with attention, an attention
-module. On the way up, the last block of a level also contains the upsampler. On the way down, a downsampler is a
-separate block. The original autoencoder counts its levels from the highest resolution in both directions. OpenAI's text
-encoder has the same names in both layouts.
+diffusers groups the UNet's resnets and attention modules by level. The original UNet has one list of blocks for the
+down path and one for the up path. Each block is itself a list that contains a resnet and, at levels with attention, an
+attention module. In the up path, the last block of a level also contains the upsampler. In the down path, a downsampler
+is a separate block. The original autoencoder numbers its levels from the highest resolution in both the encoder and the
+decoder. The parameters of OpenAI's text encoder have the same names in both layouts.
 """
 
 import re

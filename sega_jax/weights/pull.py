@@ -1,4 +1,4 @@
-"""Fills modules with weights from files. If any parameter cannot be filled, an error lists all of them."""
+"""Fills modules with weights from files. If any parameters cannot be filled, an error lists all of them."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -70,7 +70,7 @@ def fill(
     """Fills a module with the parameters in a file, which are read one at a time.
 
     Args:
-        module: the module, whose parameters are only shapes (`jax.ShapeDtypeStruct`).
+        module: the module, whose parameters have shapes but no values (`jax.ShapeDtypeStruct`).
         weights: the tensors of the file.
         dtype: the dtype that parameters are cast to; None keeps the dtypes in the file.
         place: a function that moves an array to its devices.

@@ -1,7 +1,7 @@
-"""Reads single-file checkpoints, whose tensors have the names of the original training code.
+"""Reads single-file checkpoints, whose tensors are named as in the original training code.
 
 A `SingleFile` describes the files of one family, and `OriginalWeights` uses it to read one network. Files may also
-contain tensors that this library's networks do not use, for example from training; the description names them.
+contain tensors that this library's networks do not use, for example from training; the `SingleFile` names them.
 """
 
 import os
@@ -123,7 +123,7 @@ class OriginalWeights:
         tensors: all tensors of the file. This object closes them.
         originals: alternative descriptions of the network in the family's files.
         part: the network's folder in diffusers' layout, such as "unet".
-        module: the network, whose parameters are only shapes (`jax.ShapeDtypeStruct`).
+        module: the network, whose parameters have shapes but no values (`jax.ShapeDtypeStruct`).
         ema: whether to read the moving average, if the family's files may have one for this network.
 
     Raises:

@@ -61,7 +61,7 @@ def declared(spare: Collection[str]) -> dict[str, Any]:
     """Returns the scheduler settings that a UNet's file declares, as entries of a scheduler's config.
 
     Files of fine-tuned Stable Diffusion XL models may contain two empty tensors: `v_pred` means that the network
-    predicts v, and `ztsnr` that it was trained with zero terminal SNR.
+    predicts v, and `ztsnr` means that the network was trained with zero terminal SNR.
 
     Args:
         spare: the names of tensors in the file that no module needs.
@@ -265,7 +265,7 @@ def variants(folder: Path, stem: str, ending: str = "safetensors") -> list[str]:
 
 
 def in_words(variants: Iterable[str]) -> str:
-    """Lists variants as text, in the form in which they are passed as arguments."""
+    """Lists variants as text, each in the form of the argument that selects it."""
     return " or ".join("no variant" if variant == "" else f'variant="{variant}"' for variant in variants)
 
 

@@ -33,7 +33,7 @@ _MAX_TENSORS = 64
 
 
 class TextEncoders(NamedTuple):
-    """Describes those text encoders of a family that can be extended with new words."""
+    """Describes a family's text encoders that accept new words."""
 
     family: str
     keys: Mapping[str, str]  # {key in files with vectors for several encoders: folder in diffusers' layout}
@@ -100,7 +100,7 @@ def _count(word: Word) -> int:
 
 
 def _with_vectors(network: Any, ids: list[int], vectors: np.ndarray) -> Any:
-    """Sets the embeddings of tokens and returns the new text encoder. Its embedding table grows if necessary.
+    """Sets token embeddings and returns the new text encoder. Its embedding table grows if necessary.
 
     Args:
         vectors: [tokens, channels], in the order of `ids`.

@@ -72,7 +72,7 @@ class PickledTensors(Tensors):
 class NestedTensors(PickledTensors):
     """Reads the tensors of a file that may store them in a nested dictionary, along with other training state.
 
-    The dictionary is called "state_dict" or "model", for example, or is the only one in the file.
+    The dictionary is called "state_dict" or "model", for example, or is the only dictionary in the file.
 
     Raises:
         CheckpointError: a file is missing or broken, it is unclear which dictionary contains the weights, or that
@@ -111,7 +111,7 @@ def opened(path: Path, rename: Callable[[str], str | None] = str) -> Tensors:
         CheckpointError: the file is missing, broken or hostile.
     """
     kind = looks_like(path)
-    if kind not in (*_PICKLES, "a safetensors file"):  # opening the file fails; the extension determines the error
+    if kind not in (*_PICKLES, "a safetensors file"):  # opening the file will fail; the extension determines the error
         kind = "a safetensors file" if path.suffix == ".safetensors" else "a pickle"
     return (NestedTensors if kind in _PICKLES else Tensors).of_file(path, rename)
 

@@ -66,7 +66,7 @@ _KEYS = (str, int, float, bytes, type(None), Name)
 
 @dataclasses.dataclass
 class Storage:
-    """A range of bytes in the file, with the entries of one or more tensors."""
+    """A range of bytes in the file that holds the entries of one or more tensors."""
 
     start: int  # bytes from the start of the file
     dtype: np.dtype
@@ -203,7 +203,7 @@ class Machine:
         elif name in ("REDUCE", "NEWOBJ"):
             arguments, function = stack.pop(), stack.pop()
             stack.append(self.call(function, arguments))
-        elif name == "BUILD":  # would set attributes on an object; they are not needed
+        elif name == "BUILD":  # would set attributes that are not needed
             stack.pop()
         elif name == "BINPERSID":
             stack.append(self.persistent(stack.pop()))

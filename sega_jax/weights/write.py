@@ -48,7 +48,7 @@ def network_of(
     Args:
         module: a loaded module.
         dtype: the dtype that the parameters are cast to; None keeps their dtypes.
-        published: translates a key of the module to the key in torch's files.
+        published: translates a key in the module to the key in torch's files.
     """
     arrays = {flax_name(path): np.asarray(leaf, dtype) for path, leaf in jax.tree_util.tree_leaves_with_path(module)}
     return Network(arrays, {name: published(torch_key(name)) for name in arrays}, {})
@@ -94,7 +94,8 @@ def write_checkpoint(
     needed = sum(part.nbytes for part in parts.values()) + sum(map(_file_size, files.values()))
     if (free := shutil.disk_usage(folder).free) < needed:
         raise OSError(
-            f"{folder.parent} needs {needed:,} bytes, but its disk has only {free:,} free; choose a different folder"
+            f"{folder.parent} needs {needed:,} bytes, but its disk has only {free:,} bytes free; choose a different"
+            " folder"
         )
     for name, part in parts.items():
         network = part.read(update)
@@ -119,7 +120,7 @@ def _file_size(content: Path | bytes) -> int:
 
 
 def as_json(value: Mapping[str, Any]) -> bytes:
-    """Returns the content of a JSON file."""
+    """Encodes a mapping as the content of a JSON file."""
     return json.dumps(value, indent=2).encode()
 
 

@@ -172,7 +172,8 @@ def test_the_safety_checker_is_converted(tmp_path, read):
 
 @pytest.mark.parametrize("name", ["stage1", "stage2", "upscaler"])
 def test_round_trip_of_stages_and_the_upscaler(stages, tmp_path, read, name):
-    """The second stage (without a text encoder) and the upscaler have a scheduler that adds noise to small pictures."""
+    """The second stage (without a text encoder) and the upscaler each have a scheduler that adds noise to small
+    pictures."""
     source = shutil.copytree(stages[name], tmp_path / "source")
     (source / "safety_checker").mkdir()
     (source / "safety_checker" / "model.safetensors").write_bytes(b"of another library")
@@ -396,7 +397,7 @@ def test_truncated_and_missing_data_are_reported(orbax, unreadable):
 
 
 def database(orbax):
-    """Opens the UNet's database, so that a test can damage it."""
+    """Opens the UNet's Orbax database, so that a test can damage it."""
     base = {"driver": "file", "path": f"{orbax / 'unet/orbax'}/"}
     return tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
 
@@ -482,7 +483,7 @@ def test_folders_without_permission_are_rejected(refused, tmp_path):
 def test_a_disk_that_is_too_small_is_rejected(refused, monkeypatch):
     usage = namedtuple("usage", "free")(1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    refused("its disk has only 1,000 free", "choose a different folder", error=OSError)
+    refused("its disk has only 1,000 bytes free", "choose a different folder", error=OSError)
 
 
 @pytest.mark.parametrize("to", ["orbax", "diffusers"])

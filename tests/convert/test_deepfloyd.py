@@ -1,4 +1,4 @@
-"""Tests reading DeepFloyd-IF's original layout without weights: tensor names at full size, configs, and rejected
+"""Tests the reader of DeepFloyd-IF's original layout, without weights: tensor names at full size, configs, and rejected
 files."""
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Tests converting single files to folders: equal weights, options, and rejected arguments."""
+"""Tests the conversion of single files to folders: equal weights, options, and rejected arguments."""
 
 import json
 import shutil

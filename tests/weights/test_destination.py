@@ -1,4 +1,4 @@
-"""Files and folders appear only when they are complete."""
+"""Tests that files and folders appear only when they are complete."""
 
 import errno
 from pathlib import Path
@@ -10,7 +10,7 @@ from sega_jax.weights.destination import atomic_folder, write_file
 
 @pytest.fixture
 def full(monkeypatch):
-    """Fills the disk after three more bytes."""
+    """Simulates a disk that is full after three more bytes."""
     write = Path.write_bytes
 
     def fails(path, data):

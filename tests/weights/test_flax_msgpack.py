@@ -103,7 +103,7 @@ def test_stable_diffusion_xl(least_xl_folder, least_xl, tmp_path):
 
 
 def test_safetensors_take_precedence(folder, source, expected):
-    """Sharded safetensors also take precedence, but safetensors of a different variant do not."""
+    """Sharded safetensors files also take precedence, but safetensors files of a different variant do not."""
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"
     original = source / "unet" / path.name
     arrays = {key: 2 * array for key, array in load_file(original).items()}
@@ -272,7 +272,7 @@ def test_chunks_that_do_not_fit_the_shape_are_rejected(tmp_path):
 
 
 def test_weights_that_do_not_fit_are_listed(folder):
-    """The error lists torch's names, and shapes in our axis order."""
+    """The error lists torch's names with shapes in this library's axis order."""
     path = folder / "unet" / "diffusion_flax_model.msgpack"
     tree = serialization.msgpack_restore(path.read_bytes())
     tree["conv_in"]["kernel"] = tree["conv_in"]["kernel"].transpose(3, 2, 0, 1)

@@ -1,4 +1,4 @@
-"""Tests reading damaged files: a checkpoint either loads, or is rejected with a `CheckpointError` or a `ValueError`.
+"""Tests the readers with damaged files: a checkpoint either loads or fails with a `CheckpointError` or `ValueError`.
 
 Every attempt must need little time and memory, even if the file claims to contain 10**10 items. The limits are five
 seconds and two gigabytes of address space. If only arrays are read, an attempt may use at most as much memory as the
@@ -110,13 +110,13 @@ def entries_changed(rng, original):
 
 
 def changed(rng, original):
-    """Changes bytes, or values of a JSON object."""
+    """Changes either bytes or values of a JSON object, at random."""
     return rng.choice((bytes_changed, entries_changed))(rng, original)
 
 
 @contextmanager
 def bounded():
-    """Limits the time of a block and, on Linux, its additional address space to two gigabytes."""
+    """Limits a block's run time and, on Linux, allows it at most two gigabytes of additional address space."""
 
     def late(*_):
         raise AssertionError("the attempt took too long")
@@ -253,7 +253,7 @@ def header_changed(rng, original):
 
 
 def test_headers(weights, read):
-    """Uses four times as many cases, because few of them load."""
+    """Uses four times as many cases as other tests, because few of them load."""
     original, cases = weights.read_bytes(), 4 * CASES
     assert 0 < survives_in_little_memory(read, original, weights.write_bytes, header_changed, cases) < cases
 
@@ -355,7 +355,7 @@ def test_flax(small, tmp_path, text):
     assert 0 < survives_in_little_memory(attempt, original, path.write_bytes, change) < CASES
 
 
-# A linear layer and a convolution, in torch's and in our layout.
+# A linear layer and a convolution, in torch's layout and in this library's layout.
 SHAPES = {"linear": (8, 12), "conv": (8, 6, 3, 3)}
 NET = {
     "linear": {"kernel": {"value": np.ones((12, 8), np.float32)}, "bias": {"value": np.ones(8, np.float32)}},
@@ -365,7 +365,7 @@ NET_NAMES = {"net": lora_names.LoraNames(("unet.", ""), lora_names.layer_keys)}
 
 
 def merging(path):
-    """Returns an attempt to read a LoRA and compute its differences. The attempt's errors must name the file."""
+    """Returns a function that reads a LoRA and computes its differences. Its errors must name the file."""
 
     def attempt():
         try:

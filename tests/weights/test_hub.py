@@ -104,8 +104,8 @@ def test_only_the_index_of_an_unsupported_pipeline_is_downloaded(client, reposit
 
 
 def test_needed_files_of_stable_diffusion_xl(client, tmp_path, one_device):
-    """Both text encoders and both tokenizers are downloaded. Unrelated files, and networks that the caller passes in,
-    are not."""
+    """Both text encoders and both tokenizers are downloaded. Unrelated files are not downloaded,
+    nor are networks that the caller passes in."""
     client.folder = tiny.xl(tmp_path / "xl", **cases.XL)
     needed = {str(path.relative_to(client.folder)) for path in client.folder.rglob("*") if path.is_file()}
     more = ["sd_xl_base_1.0.safetensors", "sd_xl_offset_example-lora_1.0.safetensors", "vae_1_0/config.json"]
@@ -335,7 +335,7 @@ def test_a_local_folder_takes_precedence_and_has_no_revision(client, small_folde
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Answers the requests that the hub's client makes: for the list of a revision's files, and for the files."""
+    """Answers the hub client's requests for the list of a revision's files and for the files themselves."""
 
     folder: Path
     asked: list

@@ -97,7 +97,7 @@ def test_a_convolution_with_three_tensors(models, write):
 
 
 def test_settings_in_the_header(models, layers, write):
-    """diffusers' header has alphas for networks and for single layers, and rank-stabilised scaling."""
+    """diffusers' header contains alphas for networks and for single layers, and rank-stabilised scaling."""
     first = next(iter(LAYERS))
     settings = {"unet.lora_alpha": 8, "unet.alpha_pattern": {first: 3.0}, "text_encoder.lora_alpha": 2}
     settings |= {"unet.r": 4, "text_encoder.use_rslora": True}
@@ -110,7 +110,7 @@ def test_settings_in_the_header(models, layers, write):
 
 
 def scaled(layers, alpha):
-    """Returns the layers with new alphas, computed by a function of network, name and rank."""
+    """Returns the layers with new alphas, computed by `alpha` from network, name and rank."""
     return {
         (part, name): (up, down, np.float32(alpha(part, name, len(down))))
         for (part, name), (up, down, _) in layers.items()
@@ -279,7 +279,7 @@ def test_broken_settings_next_to_a_file_are_rejected(models, layers, write, tmp_
 
 @pytest.mark.parametrize("method", ["pissa", "pissa_niter_16", "olora", "corda", "loftq"])
 def test_initialisations_that_change_the_checkpoint_are_rejected(models, layers, write, tmp_path, method):
-    """Matrices with these initialisations must be added to weights that peft has changed."""
+    """A LoRA with one of these initialisations must be added to weights that peft has changed."""
     settings = {"r": 4, "lora_alpha": 4, "init_lora_weights": method}
     (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
     with pytest.raises(CheckpointError, match=rf"init_lora_weights='{method}' also changed the weights of the network"):

@@ -1,4 +1,4 @@
-"""Tests finding LoRAs in files, folders and hub repositories, from Python, the shell and sweeps."""
+"""Tests the search for LoRAs in files, folders and hub repositories, from Python, the shell and sweeps."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ CONTENT = {"unet.conv_in.lora_A.weight": np.ones((1, 2), np.float32)}
 
 
 def fill(folder, *names):
-    """Writes small files whose extensions determine their formats: weights, or empty JSON objects."""
+    """Writes small files that contain weights or an empty JSON object, depending on their extensions."""
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -215,7 +215,7 @@ def test_sweeps_identify_loras_by_their_content(client, tmp_path):
 
 
 def test_the_shell(client, tmp_path):
-    """The command that reproduces a call contains the commit of a repository and the file in a folder."""
+    """The command that reproduces a call names the file in a repository or folder, and the repository's commit."""
     fill(client.folder, "style.safetensors")
     fill(tmp_path, "here/a.pt", "several/a.pt", "several/b.pt")
     chosen = {"lora": (f"{NAME}:0.5", "here:-1", f"{NAME}@v2/style.safetensors")}

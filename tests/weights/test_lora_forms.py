@@ -94,7 +94,7 @@ def test_other_layers_do_not_change(models, every):
 
 
 def test_a_rank_larger_than_the_inputs_or_outputs(models, write):
-    """The products are then computed in a different order."""
+    """With such a rank, the products are computed in a different order."""
     for name in ("conv_in", "conv_out"):
         content, changed = lora_forms.tensors(
             {kohya(name): weight(models, name).shape}, "LoRA with a kernel between", seed=3
@@ -154,7 +154,7 @@ def test_other_adapters_of_peft(models, write):
 
 
 def test_several_adapters_start_from_the_original_weight(models, write):
-    """Their order therefore does not matter."""
+    """The order of the adapters does not matter."""
     files = {}
     total = weight(models, LINEAR)
     for seed, form in enumerate(("DoRA of outputs", "(IA)^3 of outputs", "OFT", "LoRA")):

@@ -39,7 +39,7 @@ def checkpoints():
 
 @functools.cache
 def place():
-    """Returns small networks of Stable Diffusion XL, and a function that finds their layers by name."""
+    """Returns small Stable Diffusion XL networks, and a function that finds their layers by name."""
     models = sdxl.Models.build(tiny.TEXT, tiny.TEXT_XL_2, tiny.UNET_XL, tiny.VAE)
     names = registry.adapters_of(models).lora
     return models, lora_names.places({part: getattr(models, part) for part in names}, names)
@@ -67,7 +67,7 @@ UNET_SPELLINGS = {
     "OneTrainer's exchange format": lambda name, original: f"unet.{original}",
     "SimpleTuner": lambda name, original: f"lycoris_{name.replace('.', '_')}",
 }
-# Names that files use for the layers of the first and the second text encoder.
+# Names that files use for the layers of the two text encoders.
 TEXT_SPELLINGS = {
     "diffusers": (lambda name: f"text_encoder.text_model.{name}", lambda name: f"text_encoder_2.text_model.{name}"),
     "kohya": (

@@ -458,7 +458,7 @@ def test_an_index_without_a_weight_map_is_rejected(refused, copy, content):
 
 
 def test_prefixes_and_buffers_of_old_files(read, copy, pipe):
-    """Old text encoders have a prefix and `position_ids`; old autoencoders name their attention layers differently."""
+    """Old text encoders use a prefix and `position_ids`; old autoencoders use different names for attention layers."""
 
     def change(tensors):
         renamed = {f"text_model.{key}": value for key, value in tensors.items()}

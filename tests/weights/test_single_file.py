@@ -1,4 +1,4 @@
-"""Tests single-file Stable Diffusion: names at full size, loading, and files that are rejected."""
+"""Tests single-file Stable Diffusion checkpoints: names at full size, loading, and files that are rejected."""
 
 import math
 import shutil
@@ -146,7 +146,7 @@ def test_the_prediction_type(simple, write, small, small_folder):
     [("sd_1", 1130, 1_066_235_307), ("sd_2", 1214, 1_289_952_427), ("sdxl", 2513, 3_468_837_867)],
 )
 def test_names_at_full_size(name, count, parameters):
-    """The names are from Stable Diffusion 1.5, 2.1 and XL base, and omit tensors that our networks lack."""
+    """The names are from Stable Diffusion 1.5, 2.1 and XL base, without the tensors that this library does not use."""
     config = {"sd_1": published.SD_1, "sd_2": published.SD_2, "sdxl": published.XL}[name]
     result = shapes(config, name == "sd_2")
     lines = (REFERENCE / f"{name}_file.txt").read_text().splitlines()

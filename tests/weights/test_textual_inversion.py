@@ -49,7 +49,7 @@ def table(models):
 
 
 def rows(pipe, text):
-    """Returns the embeddings of a text's tokens, without the start and end tokens."""
+    """Returns the embeddings of a prompt's tokens, without the start and end tokens."""
     ids = pipe.tokenizer([text])[0]
     return table(pipe.models)[ids[1 : list(ids).index(57)]]
 

@@ -141,7 +141,7 @@ def test_no_call_is_run(tmp_path, tensors, legacy, name, position):
 
 
 def test_pythons_pickle_module_runs_such_calls(tmp_path):
-    """This checks that the hostile files above would do harm."""
+    """Checks that the hostile files above would do harm."""
     path = tmp_path / "a"
     path.write_bytes(b"\x80\x02" + CALLS["os.system"](tmp_path / "canary") + b".")
     pickle.loads(path.read_bytes())
