@@ -36,7 +36,7 @@ def pytest_ignore_collect(collection_path, config):
 
 
 def pytest_collection_finish():
-    """Keeps the garbage collector from going through all collected tests and imported modules again and again."""
+    """Keeps the garbage collector from scanning all collected tests and imported modules again and again."""
     gc.collect()
     gc.freeze()
 
@@ -49,7 +49,7 @@ def one_device():
 
 @pytest.fixture(scope="module")
 def one_by_default(one_device):
-    """Makes pipelines use one device by default, as they do on most machines. They can then share compiled programs."""
+    """Makes pipelines use one device by default, as on most machines, so that they can share compiled programs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "local_devices", lambda *_, **__: one_device)
         yield
@@ -80,7 +80,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def pipe(folder, one_device):
-    """Returns the pipeline of `folder`, in float32 on one device."""
+    """Returns the pipeline loaded from `folder`, in float32 on one device."""
     return sega_jax.load(folder, devices=one_device)
 
 
@@ -92,7 +92,7 @@ def small_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def small(small_folder, one_device):
-    """Returns the pipeline of `small_folder`."""
+    """Returns the pipeline loaded from `small_folder`."""
     return sega_jax.load(small_folder, devices=one_device)
 
 
@@ -106,7 +106,7 @@ def least_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def least(least_folder, one_device):
-    """Returns the pipeline of `least_folder`."""
+    """Returns the pipeline loaded from `least_folder`."""
     return sega_jax.load(least_folder, devices=one_device)
 
 
@@ -121,7 +121,7 @@ def least_xl_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def least_xl(least_xl_folder, one_device):
-    """Returns the pipeline of `least_xl_folder`."""
+    """Returns the pipeline loaded from `least_xl_folder`."""
     return sega_jax.load(least_xl_folder, devices=one_device)
 
 
@@ -133,7 +133,7 @@ def paella_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def paella(paella_folder, one_device):
-    """Returns the pipeline of `paella_folder`."""
+    """Returns the pipeline loaded from `paella_folder`."""
     return sega_jax.load(paella_folder, devices=one_device)
 
 
@@ -150,20 +150,20 @@ def stages(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def first(stages, one_device):
-    """Returns the pipeline of DeepFloyd-IF's first stage."""
+    """Returns a pipeline with DeepFloyd-IF's first stage."""
     return sega_jax.load(stages["stage1"], devices=one_device)
 
 
 @pytest.fixture(scope="session")
 def second(stages, first):
-    """Returns the pipeline of the second stage, with the text encoder of the first."""
+    """Returns a pipeline with DeepFloyd-IF's second stage and the text encoder of the first stage."""
     text = {"text_encoder": first.models.text_encoder, "tokenizer": first.tokenizer}
     return sega_jax.load(stages["stage2"], devices=first.devices, **text)
 
 
 @pytest.fixture(scope="session")
 def upscaler(stages, first):
-    """Returns the pipeline of the x4 upscaler."""
+    """Returns a pipeline with the x4 upscaler."""
     return sega_jax.load(stages["upscaler"], devices=first.devices)
 
 
@@ -185,7 +185,7 @@ def hub_cache(hub_folder, monkeypatch):
 
 @pytest.fixture(scope="session")
 def recorded_pipe(tmp_path_factory, one_device):
-    """Returns a function that loads the pipeline of a recorded checkpoint, given its name in `reference/cases.py`."""
+    """Returns a function that loads a pipeline from a recorded checkpoint, given its name in `reference/cases.py`."""
 
     @cache
     def load(name):
@@ -198,7 +198,7 @@ def recorded_pipe(tmp_path_factory, one_device):
 
 @pytest.fixture
 def compilations():
-    """Yields a list that gets an entry whenever XLA compiles a program or reads one from the cache on disk."""
+    """Yields a list that grows by one entry whenever XLA compiles a program or reads one from the cache on disk."""
     built = []
 
     def listen(event, duration, **_):

@@ -1,13 +1,13 @@
 """How much time and memory does a stage of DeepFloyd-IF need at full size, and how close is the time to the floor?
 
-The stages are IF-I-XL (64x64), IF-II-L (256x256) and the x4 upscaler (1024x1024), with random weights, and random
-embeddings instead of a text encoder. The default is one concept. The floor is the time that the arithmetic (all
-branches at every step, and decoding) would take at the ceiling, the device's rate for bfloat16 matrix products. Run
-this from the root of the repository:
+The stages are IF-I-XL (64x64), IF-II-L (256x256) and the x4 upscaler (1024x1024). They have random weights, and random
+embeddings replace the output of a text encoder. The default is one concept. The floor is the time that the arithmetic
+(all branches at every step, and decoding) would take at the device's highest rate for bfloat16 matrix products (the
+ceiling). Run this from the root of the repository:
 
     python tests/benchmarks/deepfloyd.py --stage stage1 --steps 50 --concepts 1 --batch 1 --repeat 5
 
-`--tiny` tests the script itself with a small network that runs on any CPU; ignore its timings.
+`--tiny` tests the script itself with a small network that runs on any CPU; ignore the timings.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """How long does a pipeline call with the demo model take on a CPU, in this library and in diffusers?
 
-Both use the same float32 weights and settings, and take turns on the same cores. The script needs torch
+Both libraries use the same float32 weights and settings, and run alternately on the same cores. The script needs torch
 and diffusers. Run it from the root of the repository, for example on two cores:
 
     taskset -c 0,1 python tests/benchmarks/demo.py --concepts 0,1,4 --batch 1,4 --steps 20 --dtype float32 --json FILE

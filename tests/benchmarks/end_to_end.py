@@ -1,15 +1,15 @@
 """How much time and memory does an edited picture need, from prompt to pixels, and how close is the time to the floor?
 
-The model is Stable Diffusion 1.5 at 512x512 with random weights (speed does not depend on their values). Each
-combination of concepts and batch size is compiled, and then called `--repeat` times. The floor is the time that the
-networks' arithmetic would take at the ceiling, the device's rate for bfloat16 matrix products. `torch_sega.py` measures
-diffusers' pipeline in the same way, and `tables.py` prints both side by side. Run this from the root of the repository,
-with PYTHONPATH=. if the library is not installed:
+The model is Stable Diffusion 1.5 at 512x512 with random weights (speed does not depend on their values). For each
+number of concepts and each batch size, the pipeline is compiled and then called `--repeat` times. The floor is the time
+that the networks' arithmetic would take at the device's highest rate for bfloat16 matrix products (the ceiling).
+`torch_sega.py` measures diffusers' pipeline in the same way, and `tables.py` prints the results of both side by side.
+Run this from the root of the repository, with PYTHONPATH=. if the library is not installed:
 
     python tests/benchmarks/end_to_end.py --concepts 0,1,2,4,8 --batch 1,4,8 --attention cudnn --json FILE
 
 If JAX_COMPILATION_CACHE_DIR is set, a second run measures compilation with a warm cache. `--tiny` tests the script
-itself with a small network that runs on any CPU; ignore its timings.
+itself with a small network that runs on any CPU; ignore the timings.
 """
 
 import argparse
@@ -38,12 +38,12 @@ from sega_jax.systems.stable_diffusion import SYSTEM, Models
 from sega_jax.text.tokenizers import Tokenizer
 
 SMALL = {"text_encoder": tiny.TEXT, "unet": tiny.UNET, "vae": tiny.VAE}
-# TFLOP of the UNet for one branch at one step, and of the decoder for one picture.
+# TFLOP that the UNet needs for one branch at one step, and that the decoder needs for one picture.
 UNET, DECODER = 0.8033, 2.51
 
 
 def pipeline(dtype: str, attention: str, devices: Devices | None = None, *, small: bool = False) -> Pipeline:
-    """Returns an SD 1.5 pipeline with random weights and, if `small`, with a small network."""
+    """Returns an SD 1.5 pipeline with random weights; its networks are small if `small` is true."""
     devices = devices or Devices()
     configs = SMALL if small else SD_1
     models = filled(Models.build(**configs, attention=attention), dtype, devices)
@@ -54,7 +54,7 @@ def pipeline(dtype: str, attention: str, devices: Devices | None = None, *, smal
 
 
 def floor(concepts: int, batch: int, steps: int, ceiling: float) -> float:
-    """Returns the time in seconds that the arithmetic alone takes; `ceiling` is in TFLOP/s."""
+    """Returns the time that the arithmetic alone would take, in seconds; `ceiling` is in TFLOP/s."""
     return batch * ((2 + concepts) * steps * UNET + DECODER) / ceiling
 
 
@@ -69,13 +69,13 @@ def cell(pipe: Pipeline, concepts: int, batch: int, args: argparse.Namespace) ->
 
     jax.clear_caches()
     row = measure(call, concepts, batch, args)
-    # This is the peak since the process started, so it belongs to the largest cell so far.
+    # This is the peak since the process started, so it may come from an earlier cell that needed more memory.
     peak = (pipe.devices.devices[0].memory_stats() or {}).get("peak_bytes_in_use", float("nan"))
     return row | {"peak_gib": peak / 2**30}
 
 
 def measure(call: Callable[[int], float], concepts: int, batch: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Measures a first call and later calls, each with its own seed. Returns their times and the floor, in seconds."""
+    """Measures the first call and later calls, with different seeds. Returns all times and the floor, in seconds."""
     first = call(0)
     seconds = [call(i) for i in range(1, 1 + args.repeat)]
     least = floor(concepts, batch, args.steps, args.ceiling)
@@ -101,7 +101,7 @@ def arguments(doc: str | None) -> argparse.ArgumentParser:
 
 
 def report(about: dict[str, Any], rows: list[dict[str, Any]], path: Path | None) -> None:
-    """Prints the newest cell, and writes all cells to the file."""
+    """Prints the newest cell and writes all cells to the file."""
     row, median = rows[-1], statistics.median(rows[-1]["seconds"])
     spread = f"{min(row['seconds']):.3f} to {max(row['seconds']):.3f}"
     print(

@@ -1,13 +1,14 @@
 """How much host memory does loading need at its peak, relative to the size of the weights in the loaded dtype?
 
-A random checkpoint with the Stable Diffusion 1.5 architecture is written to a temporary folder in every file format,
-and loaded in each dtype on one CPU device, each time in a new process. Memory means the process's anonymous memory
-(RssAnon, sampled every millisecond) beyond what it used before loading. It includes the weights, but not the pages of
-mapped files, which the system can reclaim. Run this from the root of the repository:
+A checkpoint with random weights and the architecture of Stable Diffusion 1.5 is written to a temporary folder in every
+file format. It is loaded in each dtype on one CPU device, each time in a new process. Memory here means the increase in
+the process's anonymous memory (RssAnon, sampled every millisecond) since the start of loading. It includes the weights,
+but not the pages of mapped files, which the system can reclaim. Run this from the root of the repository:
 
     python tests/benchmarks/load_memory.py
 
-`--tiny` tests the script itself with a small network, whose weights need less memory than the rest of the process.
+`--tiny` tests the script itself with a small network; ignore the results, because the weights then need less memory
+than the rest of the process.
 """
 
 import argparse
@@ -43,7 +44,7 @@ def anonymous() -> int:
 
 
 def peak(small: Path, source: Path, dtype: str, config: Path | None) -> float:
-    """Returns the peak memory of a load, as a multiple of the size of the weights."""
+    """Returns the peak memory during loading, as a multiple of the size of the weights."""
     sega_jax.load(small, dtype=dtype, devices=jax.local_devices()[:1])  # imports and initialisations happen here
     before, most, stop = anonymous(), [0], threading.Event()
 

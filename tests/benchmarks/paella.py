@@ -1,15 +1,15 @@
 """How much time and memory does Paella need at full size, and how close is the time to the floor?
 
-The model is the published architecture (1.0 billion parameters) at 256x256 pixels with random weights and 32 steps.
-Random arrays replace the outputs of ByT5 and CLIP, so only the denoiser and the VQGAN run. The default is one concept.
-The floor is the time that the arithmetic of the branches would take at the ceiling, the device's rate for bfloat16
-matrix products. Each branch needs 0.52 TFLOP per step, and more for longer texts. The script also prints the temporary
-memory of the compiled program. Run it from the root of the repository, with PYTHONPATH=. if the library is not
-installed:
+The model has the published architecture (1.0 billion parameters) and random weights, and makes pictures of 256x256
+pixels in 32 steps. Random arrays replace the outputs of ByT5 and CLIP, so only the denoiser and the VQGAN run. The
+default is one concept. The floor is the time that the branches' arithmetic would take at the device's highest rate for
+bfloat16 matrix products (the ceiling). Each branch needs 0.52 TFLOP per step, and more for longer texts. The script
+also prints the temporary memory of the compiled program. Run it from the root of the repository, with PYTHONPATH=. if
+the library is not installed:
 
     python tests/benchmarks/paella.py --concepts 1 --batch 1 --repeat 5
 
-`--tiny` tests the script itself with a small network, which has the same vocabulary and runs on any CPU; ignore its
+`--tiny` tests the script itself with a small network that has the same vocabulary and runs on any CPU; ignore the
 timings.
 """
 

@@ -1,9 +1,9 @@
-"""How many parameters do the networks have? In half precision, each takes 2 bytes.
+"""How many parameters do the networks have? In half precision, each parameter takes 2 bytes.
 
     python tests/benchmarks/parameters.py
 
-The script builds the published networks with shapes but without values, so it needs neither checkpoints nor much
-memory.
+The script builds the published networks without the values of their parameters, so it needs neither checkpoints nor
+much memory.
 """
 
 import argparse

@@ -1,14 +1,14 @@
-"""How much do pictures in half precision differ from those in float32?
+"""How much do pictures computed in half precision differ from pictures computed in float32?
 
 The model is Stable Diffusion 1.5 at 512x512 with random weights, or the demo model (`--demo`), with one concept. The
-same weights, seeds and settings run in float32, with matrix products in full precision, and then in `--dtype`. The
-script prints
+model runs first in float32, with matrix products in full precision, and then in `--dtype`, with the same weights, seeds
+and settings. The script prints
 
 - the peak signal-to-noise ratio of the pictures,
-- the number of positions that the edit changes in only one of the two runs, relative to all positions that it changes
-  in float32. It is printed for the concept's first call, where both runs see nearly the same latents, and for all calls
-  together (the later calls may have little left to change),
-- and the relative distance between the semantic guidance of the two runs.
+- the number of positions that the edit changes in only one of the two runs, relative to the number of positions that it
+  changes in float32. The script prints this ratio for the concept's first call, where both runs have nearly the same
+  latents, and for all calls together (little may be left to change at later calls),
+- and the relative distance between the semantic guidance in the two runs.
 
 Run it from the root of the repository:
 
@@ -34,7 +34,8 @@ def ratio(ours: np.ndarray, other: np.ndarray) -> float:
 
 
 def flipped(ours: np.ndarray, other: np.ndarray) -> float:
-    """Returns the number of entries that are nonzero in only one array, relative to the nonzero entries in `ours`."""
+    """Returns the number of entries that are nonzero in only one of the arrays, relative to the number of nonzero
+    entries in `ours`."""
     first, second = ours != 0, other != 0
     return float((first ^ second).sum() / first.sum())
 
@@ -46,7 +47,7 @@ def distance(ours: np.ndarray, other: np.ndarray) -> float:
 
 def pictures(pipe: Pipeline, args: Any) -> list[Output]:
     prompt, edit = ("a portrait of a woman with brown hair", "glasses") if args.demo else ("b", "a")
-    # Without momentum, exactly the positions above the call's threshold change.
+    # Without momentum, the edit changes exactly the positions above its threshold at each call.
     edits = [Edit(edit, threshold=0.9, warmup=args.steps // 5, momentum_scale=0)]
     settings = {"steps": args.steps, "output": "float", "record": True, "progress": False}
     return [pipe(prompt, edits, seed=seed, **settings) for seed in range(args.repeat)]

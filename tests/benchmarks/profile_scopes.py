@@ -1,9 +1,9 @@
 """Which layers and which kinds of kernels take the most time on the device?
 
-JAX's profiler records one pipeline call with the Stable Diffusion 1.5 architecture. A kernel's time is attributed to
-the innermost layer that contains the kernel. If a kernel fuses several layers, its time is attributed to the layer of
-the fusion's root operation. The script needs a GPU. XLA's command buffers are turned off, because they hide which layer
-contains a kernel. Run it from the root of the repository:
+JAX's profiler records one pipeline call of a model with the Stable Diffusion 1.5 architecture. A kernel's time is
+attributed to the innermost layer that contains the kernel. If a kernel fuses several layers, its time is attributed to
+the layer of the fusion's root operation. The script needs a GPU. XLA's command buffers are turned off, because they
+hide which layer contains a kernel. Run it from the root of the repository:
 
     XLA_FLAGS=--xla_gpu_enable_command_buffer= python tests/benchmarks/profile_scopes.py --concepts 1 --attention cudnn
 """
@@ -40,7 +40,7 @@ KINDS = {"sdpa": "attention", "xmma": "convolution", "nvjet": "matrix product", 
 
 
 def scoped(name: str, function: Callable) -> Callable:
-    """Returns the function with its operations in a named scope."""
+    """Wraps a function so that its operations run in a named scope."""
 
     def call(*args, **options):
         with jax.named_scope(name.replace(" ", "_")):

@@ -2,14 +2,14 @@
 
     python tests/benchmarks/same_results.py BASE [HEAD] [--record FILE]
 
-BASE and HEAD are the folders of two checkouts; HEAD defaults to the checkout that contains this script. Both run the
-same calls, each in its own process: the demo model, small random checkpoints of every family, a sweep, the diffusers
-pipelines and two devices. The calls use the public API only, so that they run before and after a refactoring. The
-script prints a line for every array that the calls return. It exits with 1 if a call fails, or if an array is missing,
-has a different shape or dtype, or has a relative L2 error of 1e-6 or more.
+BASE and HEAD are the folders of two checkouts; HEAD defaults to the checkout that contains this script. Both checkouts
+run the same calls, each in its own process. The calls cover the demo model, small random checkpoints of every family, a
+sweep, the diffusers-style pipelines and two devices. They use only the public API, so they run before and after a
+refactoring. The script prints a line for every array that the calls return. It exits with status 1 if a call fails, or
+if an array is missing, has a different shape or dtype, or has a relative L2 error of 1e-6 or more.
 
-`--record FILE` keeps BASE's arrays in an .npz file and reads them from there next time, instead of running BASE again.
-The file is replaced when BASE, this script, an installed package or the machine has changed.
+`--record FILE` saves BASE's arrays in an .npz file and reads them from this file next time, instead of running BASE
+again. The file is replaced when BASE, this script, an installed package or the machine has changed.
 
 The script runs on CPUs and takes about two minutes on two idle cores.
 """
@@ -36,14 +36,14 @@ import optax
 from safetensors.numpy import load_file, save_file
 
 if __name__ != "__main__":
-    # Only the processes of BASE and HEAD import the library. Any other installed version may be broken.
+    # The main process does not import the library, because the installed version may be broken.
     import sega_jax
     from sega_jax import Edit, sweep
 
 TOLERANCE = 1e-6
 HERE = Path(__file__).resolve()
-# Each program runs only a few times, so most of XLA's optimisations are turned off. The two sides share a compilation
-# cache, which saves time where their programs are equal.
+# Each program runs only a few times, so most of XLA's optimisations are turned off. BASE and HEAD share a compilation
+# cache, which saves time for programs that both use.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
@@ -54,8 +54,8 @@ ENVIRONMENT = {
 }
 
 Results = Iterator[tuple[str, Any]]
-# {name: call}. Each call takes the folder of the checkpoints and yields names and values. A value is an array, a list
-# of pictures or the output of a pipeline.
+# {name: call}. Each call takes the folder that contains the checkpoints, and yields (name, value) pairs. A value is an
+# array, a list of pictures or the output of a pipeline.
 CALLS: dict[str, Callable[[Path], Results]] = {}
 
 TWO = ["a cat", "a dog"]
@@ -73,7 +73,7 @@ EDITING = {
     "seed": 7,
     "return_guidance": True,
 }
-# Names of the arrays in an output, apart from the pictures, and in a record.
+# The names of the arrays in an output (except the pictures) and in a record.
 OUTPUT = ("flagged", "sem_guidance", "uncond_estimates", "text_estimates", "edit_estimates")
 RECORD = ("sem_guidance", "uncond", "cond", "edits")
 LORA_LAYERS = {
@@ -96,7 +96,7 @@ def call(name: str) -> Callable:
 
 
 def write_checkpoints(folder: Path) -> None:
-    """Writes all checkpoints. It runs in a process that has BASE and BASE/tests on the path."""
+    """Writes all checkpoints. It runs in a process that has BASE and BASE/tests on the import path."""
     from support import tiny
 
     tiny.checkpoint(folder / "one", unet=tiny.UNET_1)
@@ -148,7 +148,7 @@ def hat(**settings: Any) -> Any:
 
 
 def no_bow(**settings: Any) -> Any:
-    """Returns an edit that removes a concept at some calls and has momentum settings of its own."""
+    """Returns an edit that removes a concept at some calls and has its own momentum settings."""
     others = {"warmup": 1, "cooldown": 3, "momentum_scale": 0.3, "momentum_beta": 0.6}
     return Edit("bow", **{"scale": -4, "threshold": 0.5} | others | settings)
 
@@ -344,7 +344,7 @@ def paella(folder: Path) -> Results:
 
 @call("sweep")
 def swept(folder: Path) -> Results:
-    """Makes eight pictures; groups of them share the calls before the warm-up ends."""
+    """Makes eight pictures in a sweep; groups of pictures share the calls before the warm-up ends."""
     axes = {"prompt": TWO, "hat.scale": [2, -5], "hat.warmup": [1, 3]}
     description = sweep.Sweep(
         model={"source": str(folder / "one")}, call={"steps": 5}, edits={"hat": {"threshold": 0.5}}, grid=axes
@@ -396,7 +396,7 @@ def two_devices(folder: Path) -> Results:
 
 
 def arrays(value: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields (name, array) for every array in a value that a call yields. The name of an output's pictures is empty."""
+    """Yields (name, array) for every array in a value that a call yields. An output's pictures have an empty name."""
     images = getattr(value, "images", value)
     if isinstance(images, list):
         images = np.stack([np.asarray(image) for image in images])
@@ -409,7 +409,7 @@ def arrays(value: Any) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def run_calls(folder: Path, file: Path, checkout: Path) -> None:
-    """Runs all calls and writes their arrays to a file. It runs in a process that has the checkout on the path."""
+    """Runs all calls and writes their arrays to a file, in a process that has the checkout on the import path."""
     source = Path(sega_jax.__file__).resolve()
     assert source.is_relative_to(checkout), f"{source} is imported instead of {checkout}"
     results, failed = {}, []
@@ -438,7 +438,7 @@ def process(checkout: Path, folder: Path, function: str, *arguments: Path, tests
     environment |= {"PYTHONPATH": os.pathsep.join(map(str, places)), "JAX_COMPILATION_CACHE_DIR": str(folder / "xla")}
     paths = ", ".join(f"Path({str(path)!r})" for path in arguments)
     code = f"from pathlib import Path; import same_results; same_results.{function}({paths})"
-    # -P keeps the working directory, which may be another checkout, off the path.
+    # -P keeps the working directory, which may be another checkout, off the import path.
     return subprocess.run([sys.executable, "-P", "-c", code], env=environment).returncode == 0
 
 
@@ -454,7 +454,7 @@ def state_of(checkout: Path) -> str:
 
 
 def read(file: Path) -> dict[str, np.ndarray]:
-    """Returns {name: array} for the arrays of an .npz file."""
+    """Returns {name: array} for the arrays in an .npz file."""
     with np.load(file) as content:
         return dict(content)
 

@@ -1,9 +1,10 @@
-"""How many pictures per second do 1, 2, 4 ... devices of one host make, and how efficiently?
+"""How many pictures per second do 1, 2, 4, ... devices of one host make, and how efficiently?
 
 The model is Stable Diffusion 1.5 at 512x512 with random weights and two concepts; the number of rows on each device is
 fixed. For each number of devices, the script prints the time to place the weights, the pictures per second, the
-efficiency relative to one device in the same run, the share of the time outside the compiled programs, and the largest
-difference from the latents computed on one device (0 means bit-identical). Run it from the root of the repository:
+efficiency relative to one device in the same run, the share of the time spent outside the compiled programs, and the
+largest difference from the latents computed on one device (0 means bit-identical). Run it from the root of the
+repository:
 
     python tests/benchmarks/scaling.py --devices 1,2,4 --share 4 --json FILE
 """
@@ -27,7 +28,7 @@ from sega_jax.pipelines.execution.devices import Devices
 class Stopwatch(Devices):
     """Devices that record when their programs start and end.
 
-    They do so only while `ran` is a list, and they then wait for each program to end.
+    They record only while `ran` is a list; during this time, they wait for each program to end.
     """
 
     ran: list[tuple[float, float]] | None = None
@@ -56,7 +57,7 @@ class Stopwatch(Devices):
 
 
 def measure(count: int, args: argparse.Namespace, alone: np.ndarray | None) -> tuple[dict[str, Any], np.ndarray]:
-    """Measures calls on `count` devices. Returns the measurements, and the latents that one device computes.
+    """Measures calls on `count` devices. Returns the measurements and the latents that one device computes.
 
     `alone` contains these latents, or is None in the first measurement.
     """

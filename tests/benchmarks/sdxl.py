@@ -1,13 +1,13 @@
 """How much time and memory does Stable Diffusion XL need at full size, and how close is the time to the floor?
 
-The model is SDXL base at 1024x1024 with random weights (speed does not depend on their values), from prompt to pixels.
-The default is one concept. The floor is the time that the arithmetic (all of the UNet's branches at every step, and
-decoding) would take at the ceiling, the device's rate for bfloat16 matrix products. Run this from the root of the
-repository, with PYTHONPATH=. if the library is not installed:
+The model is SDXL base at 1024x1024 with random weights (speed does not depend on their values). Each call is measured
+from prompt to pixels. The default is one concept. The floor is the time that the arithmetic (all of the UNet's branches
+at every step, and decoding) would take at the device's highest rate for bfloat16 matrix products (the ceiling). Run
+this from the root of the repository, with PYTHONPATH=. if the library is not installed:
 
     python tests/benchmarks/sdxl.py --json FILE
 
-`--tiny` tests the script itself with a small network that runs on any CPU; ignore its timings.
+`--tiny` tests the script itself with a small network that runs on any CPU; ignore the timings.
 """
 
 import argparse
@@ -33,12 +33,12 @@ from sega_jax.systems import sdxl
 from sega_jax.text.tokenizers import Tokenizer, TokenizerPair
 
 SMALL = {"text_encoder": tiny.TEXT, "text_encoder_2": tiny.TEXT_XL_2, "unet": tiny.UNET_XL, "vae": tiny.VAE}
-# TFLOP of the UNet for one branch at one step, and of the decoder for one picture.
+# TFLOP that the UNet needs for one branch at one step, and that the decoder needs for one picture.
 UNET, DECODER = 6.76, 10.5
 
 
 def pipeline(dtype: str, attention: str, devices: Devices, *, small: bool) -> Pipeline:
-    """Returns an SDXL pipeline with random weights and, if `small`, with a small network."""
+    """Returns an SDXL pipeline with random weights; its networks are small if `small` is true."""
     configs = SMALL if small else XL
     models = filled(sdxl.Models.build(**configs, attention=attention), dtype, devices)
     folder = Path(tempfile.mkdtemp())

@@ -1,22 +1,22 @@
 """How long does the first picture take, including importing the library, loading the weights and compiling?
 
-A random checkpoint with the Stable Diffusion 1.5 architecture is written to a temporary folder, as safetensors and as
-Orbax. Each measurement runs in a new process.
+A checkpoint with random weights and the architecture of Stable Diffusion 1.5 is written to a temporary folder, as
+safetensors and as Orbax. Each measurement runs in a new process.
 
-- The import is measured in CPU seconds, excluding the time of `import jax`.
+- The import of the library is measured in CPU seconds, excluding the time of `import jax`.
 - Loading is compared with reading the same files. "cold" means that the system was asked to drop the files from its
   page cache (it may ignore the request); "warm" means that the files have just been read. Memory is the increase
-  of the process's peak memory on the host; on a CPU, it includes the weights. The libraries that `load` imports, for
-  tokenizers and for Orbax's storage, are measured separately.
+  in the process's peak memory on the host; on a CPU, it includes the weights. The imports that `load` needs for
+  tokenizers and for Orbax's storage are timed separately.
 - `pipe.compile` is measured with an empty persistent cache, and again with the cache that the first run filled. Most of
-  the time outside the programs is spent on decoding a picture of noise.
+  the time that is not spent on compiling goes into decoding a picture of noise.
 
 Run this from the root of the repository, with PYTHONPATH=. if the library is not installed:
 
     python tests/benchmarks/startup.py --json FILE
 
 `--parts load` measures loading only. `--tiny` tests the script itself with a small network that runs on any CPU; ignore
-its timings.
+the timings.
 """
 
 import argparse
@@ -53,13 +53,13 @@ COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 def apart(function: Callable, *args: Any) -> Any:
-    """Calls a function in a new process and returns its result."""
+    """Calls a function in a new process and returns the function's result."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *args).result()
 
 
 def imports(repeat: int) -> dict[str, Any]:
-    """Measures the CPU seconds of both imports, alternating between them, with bytecode that is already compiled."""
+    """Measures the CPU seconds for importing JAX alone and with the library, in turn; bytecode is already compiled."""
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
     def seconds(modules: str) -> float:
@@ -76,7 +76,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def forget(folder: Path) -> None:
-    """Asks the system to drop the files of a folder from its page cache."""
+    """Asks the system to drop a folder's files from the page cache."""
     for path in files(folder):
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -84,7 +84,7 @@ def forget(folder: Path) -> None:
 
 
 def read(folder: Path) -> dict[str, float]:
-    """Reads all files of a folder, chunk by chunk into the same buffer."""
+    """Reads all files in a folder, chunk by chunk, into the same buffer."""
     buffer, began = bytearray(2**24), time.perf_counter()
     for path in files(folder):
         with path.open("rb", buffering=0) as file:

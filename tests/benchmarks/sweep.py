@@ -1,20 +1,21 @@
 """How many pictures per second does a sweep make, and how much faster is it if it computes shared calls only once?
 
 The model is Stable Diffusion 1.5 at 512x512 with random weights (speed does not depend on their values). The sweep has
-2 prompts, 16 seeds and 8 settings: 256 pictures. The settings edit one concept, or two that cool down half-way, after a
-warm-up of a fifth of the steps. Each sweep runs with and without sharing, each time into a new folder and after a
-smaller sweep that compiles its programs. For comparison, some of the pictures are also made with single calls.
+2 prompts, 16 seeds and 8 settings, so it makes 256 pictures. Each setting has either one edit or two edits that cool
+down half-way; edits warm up for a fifth of the steps. Each sweep runs with and without sharing, each time in a new
+folder and after a smaller sweep that compiles its programs. For comparison, some of the pictures are also made with
+single calls.
 
 With `--devices`, the benchmark instead runs the sweep with sharing on each of the given numbers of devices, with a
 fixed number of rows per device. The script then prints the efficiency relative to the first number of devices, and the
-number of pictures that are not bit-identical to those made on that first number of devices. Run it from the root of the
-repository, with PYTHONPATH=. if the library is not installed:
+number of pictures that are not bit-identical to the pictures made on this first number of devices. Run it from the root
+of the repository, with PYTHONPATH=. if the library is not installed:
 
     python tests/benchmarks/sweep.py --rows 16 --attention cudnn --json FILE
     python tests/benchmarks/sweep.py --rows 16 --attention cudnn --concepts 2 --devices 1,2 --json FILE
 
 `--demo` uses the demo model, which also runs on a CPU. For runs on a shared machine, processor time is more reliable
-than elapsed time. `--tiny` tests the script itself with a small network that runs on any CPU; ignore its timings.
+than elapsed time. `--tiny` tests the script itself with a small network that runs on any CPU; ignore the timings.
 """
 
 import argparse
@@ -56,7 +57,7 @@ def facts(pipe: Pipeline) -> sweep.Facts:
 
 
 def timed(pipe: Pipeline, concepts: int, share: bool, args: argparse.Namespace) -> tuple[dict[str, Any], Digests]:
-    """Runs a sweep, including the writing of files. Returns the measurements and the digests of the pictures."""
+    """Runs a sweep, which includes writing its files. Returns the measurements and the digests of the pictures."""
     rows = args.rows * len(pipe.devices)
 
     def run(description: sweep.Sweep) -> tuple[sweep.Plan, float, float, Digests]:
@@ -67,7 +68,7 @@ def timed(pipe: Pipeline, concepts: int, share: bool, args: argparse.Namespace) 
             spent = time.perf_counter() - began[0], time.process_time() - began[1]
             return plan, *spent, {row["name"]: row["digest"] for row in sweep.Results(folder).rows}
 
-    # This sweep has as many shared prefixes as rows.
+    # In this sweep, the number of shared prefixes equals the number of rows.
     small = described(concepts, rows // 2, args.steps, [2])
     first = run(small)[1]
     plan, seconds, processor, digests = run(described(concepts, args.seeds, args.steps))
@@ -116,7 +117,7 @@ def scaled(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def alone(pipe: Pipeline, concepts: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Measures single calls for some of the points. The first call compiles and is not counted."""
+    """Measures single calls for some of the points. The first call includes compilation, so it is not counted."""
     description = described(concepts, args.seeds, args.steps)
     plan = sweep.plan(description, facts(pipe), 1, share=False)
     began = 0.0

@@ -4,9 +4,10 @@ moments.
     python tests/benchmarks/sweep_killed.py [--kills 20] [--seed 0]
 
 The sweep first runs undisturbed. Then it runs in another folder, where each process is killed with SIGKILL and replaced
-by a new one, mostly between two pictures of a batch. In the end, there must be 2,000 records and 2,000 readable
-pictures without duplicates or torn files, all bit-identical to the undisturbed ones, and no picture may have been
-written twice. The script also counts the evaluations that were repeated. It takes about ten minutes on two CPU cores.
+by a new process. Most kills happen between two pictures of a batch. In the end, there must be 2,000 records and 2,000
+readable pictures without duplicates or torn files. All pictures must be bit-identical to the undisturbed run's, and no
+picture may have been written twice. The script also counts the evaluations that were repeated. It takes about ten
+minutes on two CPU cores.
 """
 
 import hashlib
@@ -70,12 +71,12 @@ def log(folder: Path) -> Path:
 
 
 def evaluations(folder: Path) -> int:
-    """Returns the number of evaluations that all processes of a folder have computed."""
+    """Returns the number of evaluations that all processes for a folder have computed."""
     return sum(map(int, log(folder).read_text().split()))
 
 
 def written(folder: Path) -> dict[str, int]:
-    """Returns {picture: the time at which it was written}."""
+    """Returns {file name of a picture: time at which the file was written}."""
     return {p.name: p.stat().st_mtime_ns for p in (folder / "pictures").iterdir() if not p.name.startswith(".")}
 
 

@@ -3,14 +3,14 @@
     python tests/benchmarks/tables.py NAME        # prints one table; without NAME, lists the names
     python tests/benchmarks/tables.py --write     # refreshes the tables in all markdown files and notebooks
 
-Two comments in a markdown file, or in a markdown cell of a notebook, enclose a table. A test compares it with the
-output of this script:
+Each table stands between two comments in a markdown file, or in a markdown cell of a notebook. A test compares the
+table with the output of this script:
 
     <!-- NAME: python tests/benchmarks/tables.py NAME -->
     <!-- end -->
 
-Times are medians. The floor is the time that the networks' arithmetic alone would take at the ceiling for bfloat16
-matrix products, 796 TFLOP/s on an H200. The tables show the floor divided by the measured time, so 100% is ideal. Each
+Times are medians. The floor is the time that the networks' arithmetic alone would take at the highest rate for bfloat16
+matrix products (796 TFLOP/s on an H200). The tables show the floor divided by the measured time, so 100% is ideal. Each
 table is followed by the device, the versions and the commands used for the measurements.
 """
 
@@ -28,16 +28,16 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "tests" / "benchmarks" / "results"
 EVALUATION = ROOT / "sega_jax" / "demo" / "evaluation"
 MARKER = re.compile(r"<!-- (?P<name>[\w-]+): (?P<command>.*?) -->\n(?P<body>.*?)<!-- end -->", re.DOTALL)
-# {prefix of a result file's name: the script that writes it}. Longer prefixes must come before shorter ones.
+# {prefix of a result file's name: the script that writes the file}. Longer prefixes must come before shorter ones.
 SCRIPTS = {"sd15_h200_torch": "torch_sega", "sd15": "end_to_end", "compile": "end_to_end", "profile": "profile_scopes"}
 # The options that result files record.
 OPTIONS = (
     "parts", "stage", "mode", "concepts", "batch", "devices", "share", "rows", "seeds", "part", "steps", "repeat",
     "bytes", "dtype", "support", "attention", "demo",
 )  # fmt: skip
-# The heading of columns that contain results of `efficiency`.
+# The heading of columns that contain the results of `efficiency`.
 FLOOR = "floor / {} (ideal: 100%)"
-# The cells that the short table contains: (concepts, batch).
+# The cells in the short table, as (concepts, batch).
 CELLS = ((0, 1), (1, 1), (2, 1), (4, 1), (1, 4), (4, 4))
 # The concepts in the short table of edits.
 WORDS = ("glasses", "smile", "beard", "long hair", "red hair", "hat", "dark skin", "hoodie", "red clothes")
@@ -113,7 +113,7 @@ def efficiency(row: dict[str, Any]) -> str:
 
 
 def compared(row: dict[str, Any] | None, reference: dict[str, Any]) -> str:
-    """Returns the milliseconds per picture, and their ratio to the reference's time."""
+    """Returns the milliseconds per picture, and the ratio of this time to the reference's."""
     if row is None:
         return "–"
     return f"{1e3 * per_picture(row):.0f} ms ({per_picture(row) / per_picture(reference):.1f}x)"
@@ -262,7 +262,7 @@ def parameters() -> str:
 
 
 def edits(name: str) -> str:
-    """Returns the rows for `WORDS`, and the mean, from the first table that `sega_jax.demo.evaluate.report` wrote."""
+    """Returns the rows for `WORDS` and the mean from the first table that `sega_jax.demo.evaluate.report` wrote."""
     text = (EVALUATION / f"{name}.md").read_text()
     head, _, *rows = [line for line in text.split("\n## ")[1].splitlines() if line.startswith("|")]
     lines = [line.strip("| ").split(" | ") for line in (head, *rows)]
@@ -309,7 +309,7 @@ def texts(path: Path) -> list[str]:
 
 
 def refresh(path: Path) -> None:
-    """Replaces the tables of a markdown file or notebook with up-to-date ones."""
+    """Updates the tables in a markdown file or notebook."""
     if path.suffix == ".md":
         path.write_text(refreshed(path.read_text()))
         return
@@ -321,7 +321,7 @@ def refresh(path: Path) -> None:
 
 
 def refreshed(text: str) -> str:
-    """Returns a markdown text with up-to-date tables."""
+    """Returns the markdown text with updated tables."""
 
     def one(match: re.Match[str]) -> str:
         name = match["name"]

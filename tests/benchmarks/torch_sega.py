@@ -32,7 +32,7 @@ def plain(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def pipeline(dtype: str, mode: str, device: str, *, small: bool) -> diffusers.SemanticStableDiffusionPipeline:
-    """Returns diffusers' SD 1.5 pipeline with torch's initial weights and, if `small`, with a small network."""
+    """Returns diffusers' SD 1.5 pipeline with torch's initial weights; its networks are small if `small` is true."""
     configs = {part: plain(config) for part, config in (SMALL if small else SD_1).items()}
     folder = Path(tempfile.mkdtemp())
     tiny.tokenizer(folder, configs["text_encoder"]["max_position_embeddings"])

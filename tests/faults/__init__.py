@@ -1,1 +1,1 @@
-"""Deliberate faults in the library. The tests check that a view of the library's behaviour shows each of them."""
+"""Deliberate faults in the library. For each fault, a test checks that a view of the library's behaviour shows it."""

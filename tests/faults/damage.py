@@ -1,4 +1,4 @@
-"""Functions that return a `Damage`, which maps an object of the library to a faulty version of the object.
+"""Functions that return a `Damage`, which maps an object in the library to a faulty version of the object.
 
 Most objects are functions or methods; for a method, argument 0 is `self`. Each docstring says what the damage does. No
 damage reads or rewrites source text, so faults keep working when variables are renamed or code is moved.
@@ -16,7 +16,7 @@ Damage = Callable[[Any], Any]
 
 
 def override(**options: Any) -> Damage:
-    """Calls the function with the given keyword arguments, whatever the caller passes."""
+    """Calls the function with the given keyword arguments, which override those that the caller passes."""
 
     def change(function):
         return wraps(function)(lambda *args, **kwargs: function(*args, **kwargs | options))
@@ -44,7 +44,7 @@ def argument(position: int, by: Callable[[Any], Any]) -> Damage:
 
 
 def arguments(by: Callable[..., tuple]) -> Damage:
-    """Changes all positional arguments before the call: `by` receives the old ones and returns the new ones."""
+    """Changes all positional arguments before the call; `by` maps the old arguments to the new ones."""
 
     def change(function):
         return wraps(function)(lambda *args, **kwargs: function(*by(*args), **kwargs))
@@ -62,7 +62,7 @@ def result(by: Callable[[Any], Any]) -> Damage:
 
 
 def results(by: Callable[..., Any]) -> Damage:
-    """Changes the result of the call, a tuple, to `by(*result)`."""
+    """Changes the result of the call, which is a tuple, to `by(*result)`."""
     return result(lambda values: by(*values))
 
 
@@ -92,7 +92,7 @@ def replaced(value: Any, **changes: Callable[[Any], Any]) -> Any:
 
 
 def layer(name: str, by: Callable[[Any, Any], Any]) -> Damage:
-    """Damages a module's `__init__`, so that one of its layers returns `by(x, y)` for its input x and output y.
+    """Damages a module's `__init__`, so that its layer `name` returns `by(x, y)` for input x and correct output y.
 
     The layer keeps its parameters and their names.
     """
@@ -117,12 +117,12 @@ def _changed(kind: type, by: Callable[[Any, Any], Any]) -> type:
 
 
 def skipped(name: str) -> Damage:
-    """Damages a module's `__init__`, so that one of the module's layers returns its input."""
+    """Damages a module's `__init__`, so that the module's layer `name` returns its input."""
     return layer(name, lambda x, y: x)
 
 
 def halves(y: Any) -> Any:
-    """Exchanges the halves of an array's last axis."""
+    """Swaps the two halves of an array's last axis."""
     return jnp.roll(y, y.shape[-1] // 2, -1)
 
 

@@ -1,4 +1,4 @@
-"""Faults in DeepFloyd-IF and the upscaler: T5, the UNets, and complete stages compared with diffusers."""
+"""Faults in DeepFloyd-IF and the upscaler: T5, the UNets, and complete stages (compared with diffusers)."""
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +78,7 @@ VIEWS = Views(
 
 
 def variance_of_the_negative_prompt(predict):
-    """Passes the solver the variance that the network predicts for the negative prompt."""
+    """Makes the solver use the variance that the network predicts for the negative prompt."""
 
     def damaged(unet, texts, x, call, *others):
         channels = x.shape[-1]

@@ -28,7 +28,7 @@ def tensors_in(path):
 
 
 def view_of(count, *place):
-    """Returns the pickle opcodes for a view of the first storage; they claim that the storage has `count` entries."""
+    """Returns pickle opcodes for a view of the first storage, which is declared to have `count` entries."""
     storage = ("storage", b"ctorch\nFloatStorage\n", "0", "cpu", count)
     return pickling.call("torch._utils._rebuild_tensor_v2", pickling.opcodes(storage, []) + b"Q", *place, False, {})
 

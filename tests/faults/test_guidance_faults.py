@@ -18,8 +18,8 @@ pytestmark = pytest.mark.fault
 CALLS, SPACE = 7, (5, 4, 3)
 DRAW = np.random.default_rng(0).standard_normal
 PREDICTIONS = Predictions(DRAW((CALLS, 2, *SPACE)), DRAW((CALLS, 2, *SPACE)), DRAW((CALLS, 2, 3, *SPACE)))
-# Two rows of concepts whose momentum continues after their cool-downs. At some calls of the second row, every concept
-# that has warmed up has cooled down or has weight 0, and another concept has not warmed up yet.
+# Two rows of concepts whose momentum continues after they cool down. In the second row, there are calls at which every
+# concept that has warmed up has cooled down or has weight 0, while another concept has not warmed up yet.
 FIRST = {
     "scale": [4, 5, 6],
     "reverse": [False, True, False],
@@ -92,7 +92,7 @@ def added_without_the_inactive(rows):
 
 
 def by_the_oracle(rows, semantics="diffusers"):
-    """Returns a function that uses plain NumPy to compute the same guidance as `added`."""
+    """Returns a function that computes the same guidance as the one from `added`, with plain NumPy."""
 
     def expected():
         u, e = PREDICTIONS.uncond, PREDICTIONS.edits
@@ -127,7 +127,7 @@ def settings(**changes):
 
 
 def with_state(by):
-    """Changes the next state of semantic guidance to `by(edits, previous state, next state)`."""
+    """Replaces the next state of semantic guidance with `by(edits, previous state, next state)`."""
 
     def change(sega):
         def damaged(edits, **options):

@@ -35,7 +35,7 @@ def pictures():
 
 
 def faint_blocks():
-    """Runs blocks of all three networks on inputs whose variance is so small that the norms' epsilons matter."""
+    """Runs blocks of all three networks on inputs with a variance so small that the norm layers' epsilon matters."""
     words, picture, context = 0.01 * normal(2, 12, 16), 0.01 * normal(2, 8, 8, 8), normal(2, 12, 16, seed=1)
     level = network("unet").down_blocks[0]
     keys = level.attentions[0].project(context)

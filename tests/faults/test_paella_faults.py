@@ -1,4 +1,4 @@
-"""Faults in Paella's networks, condition, sampler and prior, compared with results recorded from the original code."""
+"""Faults in Paella's networks, condition, sampler and prior, shown by results recorded from the original code."""
 
 from functools import partial
 
@@ -57,7 +57,7 @@ def at(module, path):
 
 
 def denoiser_blocks():
-    """Runs each kind of denoiser block on inputs whose variance is so small that the norms' epsilons matter."""
+    """Runs each kind of denoiser block on inputs with a variance so small that the norm layers' epsilon matters."""
     model, outputs = denoiser(), []
     for path, channels in cases.BLOCKS.items():
         x, skip, level, states = map(jnp.asarray, cases.block_inputs(channels, 0.01))

@@ -90,7 +90,7 @@ def row_by_a_plain_loop(row):
 
 
 class Encoder:
-    """An autoencoder whose encoder returns mean 2 and standard deviation 3."""
+    """An autoencoder whose encoder returns a mean of 2 and a standard deviation of 3."""
 
     config = AutoencoderConfig(scaling_factor=0.5)
 
@@ -124,7 +124,7 @@ def decoder():
 
 
 def tiled():
-    """Decodes a picture in tiles of 8 positions and returns its left part."""
+    """Decodes a picture in tiles of 8 positions and returns the left part of the picture."""
     return decoder().decode(LATENTS, 8)[:, :6, :12]
 
 
@@ -153,7 +153,7 @@ def views(least):
 
 
 def rescaled_last(chain):
-    """Rescales the estimate after semantic guidance."""
+    """Rescales the estimate only after semantic guidance."""
 
     def damaged(settings, static):
         sound, last = chain(settings._replace(guidance_rescale=None), static), guidance.rescale(SHARES)

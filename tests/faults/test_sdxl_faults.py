@@ -22,8 +22,8 @@ from sega_jax.text.tokenizers import Tokenizer, TokenizerPair
 
 pytestmark = pytest.mark.fault
 
-# "", "a cat" and "glasses". Letters have the ids 0 to 25, or 28 to 53 at the end of a word. 56 starts a text, and 57
-# ends and pads it. The second tokenizer pads with 0, which is also the letter "a".
+# "", "a cat" and "glasses". Letters have the ids 0 to 25, or 28 to 53 at the end of a word. Id 56 starts a text, and id
+# 57 ends and pads it. The second tokenizer pads with 0, which is also the id of the letter "a".
 TOKENS = np.zeros((3, 2, 12), np.int32)
 TOKENS[:, 0], TOKENS[:, :, 0] = 57, 56
 TOKENS[0, 1, 1] = 57
@@ -121,7 +121,7 @@ def latents():
 
 
 def sizes_of_calls():
-    """Returns the six numbers that condition the UNet, for a call without sizes and for one with all sizes."""
+    """Returns the six numbers that condition the UNet, for a call without sizes and for a call with all sizes."""
     return sizes.size_conditioning((48, 16), 1), sizes.size_conditioning((48, 16), 1, **cases.XL_SIZES)
 
 

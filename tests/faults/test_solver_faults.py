@@ -1,4 +1,4 @@
-"""Faults in schedules and solvers, shown by tables and by trajectories compared with recorded ones from diffusers."""
+"""Faults in schedules and solvers, shown by tables, and by trajectories compared with diffusers' recorded ones."""
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ def trajectory(name):
 
 
 def entered():
-    """Returns parts of tables that start in the middle of a schedule.
+    """Returns parts of the tables for runs that start in the middle of a schedule.
 
     The parts are the indices of the calls, and the numbers of earlier outputs that multi-step solvers use in the first
     two calls.
@@ -80,7 +80,7 @@ def table(damage):
 
 
 def columns(**changes):
-    """Changes the columns that the solver uses in a family's table."""
+    """Changes columns of a family's table that the solver uses."""
     return table(result(lambda rows: rows._replace(solver=replaced(rows.solver, **changes))))
 
 
@@ -90,7 +90,7 @@ def without(*names):
 
 
 def noise_on_top(rows):
-    """For an eta of 0.6, omits the reduction of the predicted noise by the share of fresh noise."""
+    """Does not reduce the predicted noise by the share of fresh noise, for an eta of 0.6."""
     return rows._replace(solver=rows.solver._replace(variance=rows.solver.variance + (0.6 * rows.solver.sigma) ** 2))
 
 
@@ -148,7 +148,7 @@ FAULTS = {
         "_bounded",
         lambda bounded: lambda x, c: bounded(x, c) if c.threshold is None else jnp.clip(x, -1, 1),
     ),
-    # Schedules that start in the middle
+    # Runs that start in the middle of a schedule
     "calls keep their numbers in a schedule that starts late": Fault(
         "entered", schedules, "_from", lambda start: lambda rows, call: jax.tree.map(lambda leaf: leaf[call:], rows)
     ),

@@ -1,4 +1,4 @@
-"""Faults in sweeps: names of pictures, shared work, files, leases, contact sheets, plots and distances."""
+"""Faults in sweeps: picture names, shared work, files, leases, contact sheets, plots and distances."""
 
 import dataclasses
 import os
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.fault
 
 DDIM = {"_class_name": "DDIMScheduler", **tiny.SD_BETAS}
 FACTS = sweep.Facts({"source": "x"}, "stable_diffusion", DDIM, Sizes(4, 2, 2, (16, 16)))
-# Large enough that another concept's momentum changes the picture.
+# These values are large enough for another concept's momentum to change the picture.
 MOMENTUM = {"momentum_scale": 1.0, "momentum_beta": 0.3}
 EDITS = {"hat": {"threshold": 0.5}, "bow": {"concept": "apple", "warmup": 3, "threshold": 0.3, "cooldown": 5}}
 
@@ -69,14 +69,14 @@ def views(least, least_folder, tmp_path_factory):
     results, unshared = sweep.Results(done), pictures(done)
 
     def together():
-        """Compares the pictures of a sweep with and without shared work."""
+        """Runs a sweep with shared work; returns {name: whether the picture is nearly the same as without it}."""
         folder = tmp_path_factory.mktemp("shared")
         sweep.run(planned(least_folder, True), folder, least)
         return {name: (abs(image - unshared[name]) > 1).mean() < 1e-3 for name, image in pictures(folder).items()}
 
     def files():
-        """Creates a file twice. Returns the outcome of the second attempt, the file's content, and the names of all
-        files."""
+        """Tries to create the same file twice. Returns the outcome of the second attempt, the file's content, and the
+        names of all files."""
         where = store.Store(tmp_path_factory.mktemp("store"))
         where.create("a", b"1")
         try:
@@ -160,7 +160,7 @@ def without_a_count(write):
 
 
 def of_all_values(means):
-    """Computes each value's mean over the pictures for all values."""
+    """Averages over the pictures for all values, instead of over the pictures for each value."""
 
     def damaged(rows, y, x, values):
         return means([row | {x: value} for row in rows for value in values], y, x, values)

@@ -21,7 +21,7 @@ from sega_jax.text.tokenizers import T5Tokenizer, Tokenizer
 
 pytestmark = [pytest.mark.fault, pytest.mark.filterwarnings("ignore:the text encoder reads")]
 
-# Letters have the ids 0 to 25, or 28 to 53 at the end of a word. 56 starts a text, and 57 ends and pads it.
+# Letters have the ids 0 to 25, or 28 to 53 at the end of a word. Id 56 starts a text, and id 57 ends and pads it.
 TOKENS = np.array(
     [
         [56] + [57] * 11,
@@ -29,8 +29,8 @@ TOKENS = np.array(
         [56, *range(28, 38), 57],
     ]
 )
-# The ids of letters start at 6. 33 is an "a" at the start of a word, and 3 precedes any other letter at the start of a
-# word. 1 ends a text, and 0 pads it.
+# The ids of letters start at 6. Id 33 is an "a" at the start of a word, and id 3 precedes any other letter at the start
+# of a word. Id 1 ends a text, and id 0 pads it.
 T5_TOKENS = np.zeros((2, 2, 77), int)
 T5_TOKENS[0, :, 0] = 1
 T5_TOKENS[1, :, :5] = [33, 3, 6, 32, 1], [1] * 5
@@ -65,7 +65,7 @@ def of_two_encoders(devices):
 
 
 def earlier_layer():
-    """Encodes texts with the second-to-last layer."""
+    """Encodes texts with the states of the second-to-last layer."""
     return compiled(clip_text.encode, network("text_encoder"), clip_text.Skipping(TOKENS, np.ones(3, np.int32))).states
 
 

@@ -1,4 +1,4 @@
-"""Faults in weights: pulling tensors from files, checking, transposing and writing them, and single-file formats."""
+"""Faults in weights: reading, checking, transposing and writing tensors, and single-file formats."""
 
 import jax
 import numpy as np
@@ -42,7 +42,7 @@ def wrong_tensors():
 
 
 def written():
-    """Converts a small UNet back to tensors with torch's names and order of axes."""
+    """Converts a small UNet back to tensors with torch's names and axis order."""
     net = tiny.networks(unet=tiny.UNET_1).unet
     paths = jax.tree_util.tree_leaves_with_path(tiny.filled(net))
     return {layout.torch_name(path): layout.to_torch(layout.flax_name(path), np.asarray(leaf)) for path, leaf in paths}
@@ -56,7 +56,8 @@ def read(path, file, module, part):
 
 
 def networks_of(kind):
-    """Builds networks without values. Returns them, and the options of `tiny.original` for their single file."""
+    """Builds networks without values. Returns the networks, and the options with which `tiny.original` writes their
+    single file."""
     if kind == "2":
         models = tiny.networks(unet=tiny.UNET_2, text=tiny.TEXT_2)
         return models, {"unet": tiny.UNET_2, "text": tiny.TEXT_2, "openclip": True, "ema": True}
@@ -110,7 +111,7 @@ def of_unequal_sides(from_torch):
 
 
 def exchanged(forms):
-    """Exchanges the rows of fused queries and keys."""
+    """Swaps the queries and keys in fused matrices."""
     return replaced(
         forms,
         fused=lambda fused: {pattern: (second, first, *rest) for pattern, (first, second, *rest) in fused.items()},

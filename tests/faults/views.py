@@ -1,6 +1,6 @@
 """Views of the library's behaviour, and functions that insert a fault and compare a view with its expected values.
 
-A view computes arrays, numbers or strings. They are compared with results recorded from the original code (in
+A view computes arrays, numbers or strings. These values are compared with results recorded from the original code (in
 `tests/reference`), with results from plain NumPy code, or with the view's own values without the fault.
 """
 
@@ -19,7 +19,7 @@ from support import tiny
 from faults.damage import Damage
 
 REFERENCE = Path(cases.__file__).parent
-# Programs with a fault run only once, so optimising them would take longer than it saves.
+# Programs with a fault run only once, so optimising them would cost more time than it saves.
 QUICK = {"xla_backend_optimization_level": 0}
 
 
@@ -38,7 +38,7 @@ class View(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """A fault: an object of the library, and the damage that is done to it.
+    """A fault: an object in the library, and the damage done to it.
 
     Attributes:
         view: the name of the view that must show the fault.
@@ -67,7 +67,7 @@ class Fault(NamedTuple):
 
 
 def _imports(owner: Any, function: Any) -> Iterator[tuple[ModuleType, str]]:
-    """Yields the modules of the package that have imported a function, each with the function's name in it."""
+    """Yields the modules of the package that have imported a function, and the function's name in each module."""
     if isinstance(owner, ModuleType) and callable(function):
         package = owner.__name__.partition(".")[0]
         for module in [module for name, module in sys.modules.items() if name.partition(".")[0] == package]:
@@ -118,13 +118,13 @@ def error(shown: Any, expected: Any) -> float:
 
 def compiled(function: Callable[..., Any], *args: Any) -> Any:
     """Compiles a function as one program and runs it."""
-    # A new function each time, so that JAX does not reuse the program of an earlier trace without the fault.
+    # JAX must not reuse a program that was traced without the fault, so this is a new function each time.
     return jax.jit(lambda *args: function(*args), compiler_options=QUICK)(*args)
 
 
 @cache
 def recorded(name: str) -> dict[str, np.ndarray]:
-    """Returns {name: array} for the arrays of a recorded file."""
+    """Returns {name: array} for the arrays in a recorded file."""
     with np.load(REFERENCE / f"{name}.npz") as file:
         return dict(file)
 
@@ -135,7 +135,7 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def network(part: str) -> Any:
-    """Builds a network of the small Stable Diffusion checkpoint, with its weights."""
+    """Builds one of the small Stable Diffusion checkpoint's networks, with its weights."""
     return tiny.filled(getattr(tiny.networks(), part))
 
 

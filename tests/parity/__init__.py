@@ -1,1 +1,1 @@
-"""Compares the library with torch and diffusers; the tests are skipped where these are not installed."""
+"""Compares the library with torch and diffusers; the tests are skipped if these are not installed."""

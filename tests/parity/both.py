@@ -8,7 +8,7 @@ ESTIMATES = ("uncond_estimates", "text_estimates", "edit_estimates")
 
 
 def run(ours, reference, call):
-    """Returns {name: (ours, theirs)} for the pictures, and for the recorded arrays, whose first axis is the calls."""
+    """Returns {name: (ours, theirs)} for the pictures and for the recorded arrays [calls, ...]."""
     latents, seen, expected = noise(len(call["prompt"]), *ours.pipeline.latent_shape()), [], []
     a = ours(**call, latents=latents, return_guidance=True, callback=lambda *step: seen.append(step[2]))
     b = reference(**call, latents=first(latents), callback=lambda *step: expected.append(last(step[2])))
@@ -19,5 +19,5 @@ def run(ours, reference, call):
 
 
 def differ(ours, theirs):
-    """Returns the share of entries that differ by more than 2e-3."""
+    """Returns the share of entries in which the two arrays differ by more than 2e-3."""
     return (np.abs(ours - theirs) > 2e-3).mean()

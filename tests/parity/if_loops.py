@@ -3,12 +3,11 @@
 The loops use diffusers' networks and schedulers, and apply the guidance of `SemanticStableDiffusionPipeline`. diffusers
 has no semantic guidance for these pipelines. The paper's authors published code for the first stage, with two errors:
 its buffers have one entry per picture instead of one per concept, and it crashes if warm-ups differ. Like the loops
-here, that code guides the noise and takes the predicted variance from the prompt's prediction. Without edits,
-diffusers' pipelines do the same.
+here, that code applies the guidance to the predicted noise and takes the variance from the prompt's prediction. Without
+edits, diffusers' pipelines do the same.
 
-Arrays are NumPy arrays with channels last, and float64 inside `theirs.double`: pictures in [-1, 1], texts
-[batch, tokens, channels], noise [batch, height, width, channels]. The concept of an `Edit` is an array
-[tokens, channels].
+Arrays are NumPy arrays with channels last (float64 inside `theirs.double`): pictures in [-1, 1], texts [batch, tokens,
+channels], noise [batch, height, width, channels]. The concept of an `Edit` is an array [tokens, channels].
 """
 
 from typing import NamedTuple
@@ -28,7 +27,7 @@ class Text(NamedTuple):
 
 
 class Run(NamedTuple):
-    """The result, and the arrays of every call, [batch, calls, (n,) height, width, channels]."""
+    """The result of a run, and the arrays of every call, [batch, calls, (n,) height, width, channels]."""
 
     x: np.ndarray  # [batch, height, width, channels], pictures in [-1, 1] or latents
     states: np.ndarray  # x after each call
@@ -36,14 +35,14 @@ class Run(NamedTuple):
     cond: np.ndarray
     edits: np.ndarray
     sem_guidance: np.ndarray
-    variance: np.ndarray | None  # the prediction for the prompt, or None if the network predicts no variance
+    variance: np.ndarray | None  # the variance predicted for the prompt, or None if the network predicts none
 
 
 class Sega:
-    """Semantic guidance with the equations of Brack et al. 2023 as diffusers implements them, call by call.
+    """Computes semantic guidance call by call, with the equations of Brack et al. 2023 as implemented in diffusers.
 
-    All concepts share one momentum, computed from the sum of their guidance. If all warm concepts have weight 0,
-    nothing is added, whereas diffusers divides 0 by 0.
+    All concepts share one momentum, computed from the sum of their guidance. If all concepts that have warmed up have
+    weight 0, nothing is added, whereas diffusers divides 0 by 0.
     """
 
     def __init__(self, edits, momentum_scale, momentum_beta):
@@ -74,14 +73,14 @@ class Sega:
 
 
 def above(psi, threshold):
-    """Returns psi, set to 0 where its magnitude is below the quantile over positions, per picture and channel."""
+    """Returns psi, set to 0 where its magnitude is below the quantile over the positions of a picture's channel."""
     magnitude = psi.abs()
     least = torch.quantile(magnitude.flatten(2), threshold, dim=2)[:, :, None, None]
     return torch.where(magnitude >= least, psi, torch.zeros_like(psi))
 
 
 def first_stage(unet, config, text, start, noises, **guided):
-    """Runs stage I, from noise to pictures of 3 channels.
+    """Runs stage I, from noise to pictures with 3 channels.
 
     Args:
         unet: a diffusers UNet.
@@ -89,7 +88,7 @@ def first_stage(unet, config, text, start, noises, **guided):
         text: a `Text`.
         start: the initial noise.
         noises: the fresh noise of every call.
-        guided: the arguments steps, guidance_scale, edits and momentum of `sample`.
+        guided: arguments for `sample`: steps, guidance_scale, edits and momentum.
     """
 
     def predict(_call, t, x):
@@ -169,7 +168,7 @@ def sample(predict, config, start, noises, *, steps, guidance_scale, edits=(), m
     Args:
         predict: maps (call, timestep, x) to the outputs for the empty text, the prompt and every concept.
         steps: the number of steps, or their timesteps.
-        edits: the same edits for all pictures of the batch.
+        edits: the same edits for all pictures in the batch.
         momentum: the momentum scale s_m and beta.
     """
     steps = {"num_inference_steps": steps} if isinstance(steps, int) else {"timesteps": list(steps)}

@@ -1,4 +1,5 @@
-"""DeepFloyd-IF's UNet in plain torch, with the original names and fused layers, and a writer of a stage's files.
+"""DeepFloyd-IF's UNet in plain torch, with the original names and fused layers, and a function that writes a stage's
+files.
 
 Inside the network, texts are [batch, channels, tokens] and pictures are [batch, channels, height, width].
 """
@@ -48,7 +49,7 @@ UNPROJECTED = FIRST | {
 
 
 def write(folder, params, *, dtype=torch.float32):
-    """Writes a stage with random nonzero weights, and returns its network."""
+    """Writes a stage with random nonzero weights and returns its network."""
     torch.manual_seed(0)
     unet = UNet(params).eval().requires_grad_(False)
     for parameter in unet.parameters():
@@ -101,7 +102,7 @@ class Resnet(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention to both the text and the picture. The rows of `qkv` and `encoder_kv` are ordered head by head."""
+    """Attention to both the text and the picture. The rows of `qkv` and `encoder_kv` are grouped by head."""
 
     def __init__(self, params, channels):
         super().__init__()

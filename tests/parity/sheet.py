@@ -1,6 +1,6 @@
-"""Makes a contact sheet: our pictures, diffusers' from the same noise, and ten times their difference.
+"""Makes a contact sheet with our pictures, diffusers' pictures from the same noise, and ten times their difference.
 
-Run it in the folder tests: python -m parity.sheet CHECKPOINT SHEET.png
+Run it in the `tests` folder: python -m parity.sheet CHECKPOINT SHEET.png
 """
 
 import sys

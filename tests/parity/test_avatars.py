@@ -1,9 +1,9 @@
-"""A trained checkpoint in both libraries: portraits with three edits each.
+"""Compares both libraries' pictures from a trained checkpoint: portraits with three edits each.
 
 The environment variable SEGA_JAX_CHECKPOINT names the folder of the checkpoint; the default is a folder next to the
 repository. In float32, a value that is almost equal to its quantile may pass the threshold in only one of the
-libraries. PNDM's extrapolation amplifies such differences, especially with strong guidance, so the edits with PNDM are
-gentler. In float64 there are no such differences.
+libraries. PNDM's extrapolation amplifies such differences, especially with strong guidance, so the tests with PNDM use
+weaker edits. In float64 there are no such differences.
 """
 
 import pytest

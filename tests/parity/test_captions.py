@@ -1,4 +1,4 @@
-"""Cleaned captions equal diffusers', for a list of difficult captions and for generated ones."""
+"""Checks that captions are cleaned as in diffusers, for a list of difficult captions and for generated ones."""
 
 import pytest
 

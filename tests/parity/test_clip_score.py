@@ -1,4 +1,4 @@
-"""Cosines between texts and pictures, against transformers' `CLIPModel`."""
+"""Compares the cosines between texts and pictures with those of transformers' `CLIPModel`."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""`clip_skip` against diffusers, which does not apply it to negative prompts."""
+"""Compares `clip_skip` with diffusers, which does not apply it to negative prompts."""
 
 import pytest
 
@@ -79,7 +79,7 @@ def test_pictures(family, request):
 
 
 def test_second_prompts(xl):
-    """With `clip_skip` too, `prompt_2` and `negative_prompt_2` give the same pictures as in diffusers."""
+    """With `clip_skip`, `prompt_2` and `negative_prompt_2` still give the same pictures as in diffusers."""
     ours, reference = xl
     latents = noise(2, *ours.pipeline.latent_shape())
     call = CALL | {"prompt_2": ["on mud", "a hat"], "negative_prompt_2": ["no", "bad"], "clip_skip": 2}

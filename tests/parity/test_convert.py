@@ -204,7 +204,8 @@ def test_safetensors_of_8_bit_floats(tmp_path):
 
 
 def test_pickles_of_unusual_tensors_and_training_states(tmp_path):
-    """Files contain buffers, tensors with attributes, expanded tensors, and the states of learning-rate schedulers."""
+    """The files contain buffers, tensors with attributes, expanded tensors, and the states of learning-rate
+    schedulers."""
     named = torch.ones(3)
     named.note = "a"
     content = {"buffer": torch.nn.Buffer(torch.arange(4.0)), "named": named, "repeated": torch.ones(1).expand(8)}

@@ -1,4 +1,4 @@
-"""Stages in DeepFloyd-IF's original layout: after conversion, diffusers' network and ours agree with the original."""
+"""Converts stages in DeepFloyd-IF's original layout; diffusers' network and ours must then agree with the original."""
 
 import pytest
 
@@ -36,7 +36,7 @@ STAGES = {"first": FIRST, "second": SECOND, "unprojected": UNPROJECTED}
 
 @pytest.fixture(scope="module", params=STAGES)
 def stage(request, tmp_path_factory):
-    """Returns a stage's params, network and folder."""
+    """Returns a stage's `params`, network and folder."""
     folder = tmp_path_factory.mktemp("stages") / request.param
     return STAGES[request.param], original_if.write(folder, STAGES[request.param]), folder
 
@@ -90,7 +90,8 @@ def test_conversion_keeps_every_row_exactly(tmp_path, dtype):
 
 
 def rows(tensors):
-    """Counts how often each row, as bytes, occurs in the tensors. Splitting fused tensors keeps the counts."""
+    """Counts how often each row, as bytes, occurs in the tensors. Splitting fused tensors does not change the
+    counts."""
     return collections.Counter(
         row.contiguous().flatten().view(torch.uint8).numpy().tobytes()
         for tensor in tensors.values()

@@ -1,4 +1,4 @@
-"""Conversions of Paella's published file formats, with small networks: converted folders and refused files."""
+"""Converts files in Paella's published formats, with small networks: checks converted folders and refused files."""
 
 import pytest
 
@@ -197,7 +197,7 @@ def test_casts(source, tmp_path):
 
 @pytest.fixture
 def refused(source, tmp_path):
-    """Returns a function that checks that a conversion fails with the given words in the error and leaves no files."""
+    """Returns a function that checks that a conversion fails, reports the given words, and leaves no files."""
 
     def check(*words, error=CheckpointError, dest=tmp_path / "out/dest", **options):
         with pytest.raises(error) as caught:
@@ -303,7 +303,7 @@ def shell(*words):
 
 
 def test_the_shell(source, byt5, openclip, tmp_path, monkeypatch):
-    """The command expects networks of the published sizes, so the small ones need other configs."""
+    """The command expects networks of the published sizes, so the small networks need other configs."""
     result = shell(source, tmp_path / "dest", "--byt5", byt5, "--openclip", openclip)
     assert result.exit_code == 1
     assert "misshapen  byt5_mapper.weight: (14, 18), expected (1024, 2560)" in result.output

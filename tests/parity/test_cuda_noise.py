@@ -1,4 +1,5 @@
-"""Tests the script that records noise from torch's GPU generator, on the CPU and, if there is one, on a GPU."""
+"""Tests the script that records noise from torch's GPU generator. The tests run on the CPU, and on a GPU if there is
+one."""
 
 import numpy as np
 import pytest

@@ -1,7 +1,7 @@
-"""DeepFloyd-IF's stages and the x4 upscaler against diffusers' pipelines, which have no semantic guidance.
+"""Compares DeepFloyd-IF's stages and the x4 upscaler with diffusers' pipelines, which have no semantic guidance.
 
-Both use the same initial and fresh noise, and the same noise on the small picture. The tests compare the states after
-every call, and the pictures.
+Both libraries use the same initial and fresh noise, and add the same noise to the small picture. The tests compare the
+states after every call, and the pictures.
 """
 
 import pytest
@@ -68,7 +68,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory, one_device):
-    """Returns a function that loads a stage into our pipeline and diffusers'."""
+    """Returns a function that loads a stage into both our pipeline and diffusers'."""
     folder = tmp_path_factory.mktemp("stages")
     folders = {"1": tiny.stage(folder / "1"), "2": tiny.stage(folder / "2", tiny.STAGE_2)}
     folders["x4"] = tiny.upscaler(folder / "x4")
@@ -85,7 +85,7 @@ def both(tmp_path_factory, one_device):
 
 
 def small_noise(shape):
-    """Returns the noise that our rows with `SEEDS` draw for their small pictures."""
+    """Returns the noise that our pipeline draws for the small pictures of rows with `SEEDS`."""
     keys = [jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), SMALL), 0) for seed in SEEDS]
     return np.stack([jax.random.normal(key, shape, precision()) for key in keys])
 
@@ -102,7 +102,7 @@ def run(name, ours, reference, config, call, mine):
     draw = fresh(SEEDS, shape)
     ours.scheduler, reference.scheduler = from_config(config), scheduler(config)
     if name != "1":
-        # A new scheduler, with the precision that `double` selects.
+        # Replace the scheduler with a new one, which has the precision that `double` selects.
         part = "image_noising_scheduler" if name == "2" else "low_res_scheduler"
         noising = ours.extras.low_res_noise.scheduler.config | {"_class_name": "DDPMScheduler"}
         setattr(reference, part, scheduler(noising))
@@ -170,7 +170,7 @@ def test_defaults(name, both):
 
 
 def recording(module, draws):
-    """Makes a diffusers module append the noise that it draws with torch's generator to `draws`."""
+    """Makes a diffusers module append to `draws` all noise that it draws with torch's generator."""
     randn_tensor = module.randn_tensor
 
     def draw(*args, **kwargs):
@@ -182,7 +182,8 @@ def recording(module, draws):
 
 
 def run_with_their_noise(name, ours, reference, steps=8):
-    """Runs an unmodified diffusers pipeline, then ours with the noise that it drew; returns both pictures."""
+    """Runs an unmodified diffusers pipeline, then ours with the noise that diffusers drew; returns the pictures of
+    both."""
     config = DDPM | ({"sample_max_value": 1.0} if name == "2" else {})
     ours.scheduler, reference.scheduler = from_config(config), scheduler(config)
     started: list[np.ndarray] = []
@@ -213,7 +214,8 @@ def run_with_their_noise(name, ours, reference, steps=8):
 
 @pytest.mark.parametrize("name", ["1", "2"])
 def test_noise_of_torchs_generator(name, both):
-    """A complete run of DDPM with learned variance agrees, given the noise that torch's generator drew."""
+    """Given the noise that torch's generator drew, a complete run of DDPM with learned variance agrees with
+    diffusers'."""
     a, b = run_with_their_noise(name, *both(name))
     assert relative(a, b) < 3e-4
     assert (np.abs(a - b) > 2e-3).mean() <= 1e-3
@@ -229,7 +231,7 @@ def test_noise_of_torchs_generator_in_float64(name, both):
 
 
 def test_tokens(both):
-    """Short texts are padded, and one text is too long."""
+    """Short texts are padded, and the text that is too long is truncated."""
     ours, reference = both("1")
     texts = ["A Cat  at", "", "x" * 99, "é? <pad> z"]
     with pytest.warns(UserWarning, match="the text encoder reads 77 tokens"):

@@ -1,4 +1,4 @@
-"""Semantic guidance in DeepFloyd-IF's stages, against a plain torch loop with the same noise.
+"""Compares semantic guidance in DeepFloyd-IF's stages with a plain torch loop that uses the same noise.
 
 The tests compare the pictures, and the predictions and guidance of every call.
 """
@@ -31,7 +31,7 @@ PROMPTS, NEGATIVES = ["a cat at", "dog,"], ["bad", ""]
 PICTURES = np.random.default_rng(1).random((2, 8, 8, 3))
 NOISING = {"_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2"}
 KINDS = {"1": (diffusers.IFPipeline, tiny.STAGE_1), "2": (diffusers.IFSuperResolutionPipeline, tiny.STAGE_2)}
-# Different warm-ups and cool-downs, and a concept that is removed.
+# The edits have different warm-ups and cool-downs, and one of them removes its concept.
 EDITS = {
     "one": [Edit("smile", scale=6, threshold=0.8, warmup=2)],
     "three": [
@@ -44,7 +44,7 @@ EDITS = {
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory, one_device):
-    """Returns a function that loads a stage into our pipeline and diffusers'."""
+    """Returns a function that loads a stage into both our pipeline and diffusers'."""
     folder = tmp_path_factory.mktemp("stages")
 
     @functools.cache
@@ -60,8 +60,8 @@ def both(tmp_path_factory, one_device):
 
 
 def on_small(shape, call=0):
-    """Returns the noise that our rows with `SEEDS` add to their small pictures. By default, all calls use the same
-    noise."""
+    """Returns the noise that our pipeline adds to the small pictures of rows with `SEEDS`. By default, all calls use
+    the same noise."""
     keys = [jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), SMALL), call) for seed in SEEDS]
     return np.stack([jax.random.normal(key, shape, precision()) for key in keys])
 
@@ -83,7 +83,7 @@ def check(name, dtype, end, edits, both, every_call=False):
     with double() if dtype == "float64" else contextlib.nullcontext():
         shape = ours.latent_shape()
         draw = fresh(SEEDS, shape)
-        # Both use our text encoder, so that only the loops are compared.
+        # Both libraries use our text encoder, so that the test compares only the loops.
         concepts = [edit.concept for edit in EDITS[edits]]
         small = {} if name == "1" else {"image": PICTURES, "noise_level": LEVEL, "noise_anew": every_call}
         call = {"steps": STEPS, "guidance_scale": 3.0}
@@ -120,7 +120,8 @@ def check(name, dtype, end, edits, both, every_call=False):
     assert relative(output.images, np.clip(run.x / 2 + 0.5, 0, 1)) < end
     for field in ("uncond", "cond", "edits"):
         assert relative(getattr(output.record, field), getattr(run, field)) < end
-    # In float32, a position at its threshold may fall on either side, and momentum carries that to later calls.
+    # In float32, a value near its threshold may fall on either side, and momentum carries the difference to later
+    # calls.
     off = (np.abs(output.record.sem_guidance - run.sem_guidance) > 2e-3).mean()
     assert off <= (5e-3 if dtype == "float32" else 0)
     assert dtype == "float32" or relative(output.record.sem_guidance, run.sem_guidance) < end

@@ -1,7 +1,7 @@
-"""The demo model gives the same pictures in diffusers' pipeline, with two edits each.
+"""Checks that the demo model gives the same pictures in both libraries, with two edits per picture.
 
-The edit that removes a concept is gentler than recommended. In float32, a value that is almost equal to its quantile
-may pass the threshold in only one of the libraries, and a strong edit amplifies that (5e-4 in the latents, in one
+The edit that removes a concept is weaker than recommended. In float32, a value that is almost equal to its quantile may
+pass the threshold in only one of the libraries, and a strong edit amplifies the difference (5e-4 in the latents, in one
 picture of eight).
 """
 

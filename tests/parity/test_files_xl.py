@@ -1,4 +1,5 @@
-"""Stable Diffusion XL's single files, LoRAs and textual inversions, loaded by both libraries."""
+"""Loads Stable Diffusion XL's single files, LoRAs and textual inversions with both libraries, and compares the
+results."""
 
 import pytest
 
@@ -86,7 +87,7 @@ def same_picture(ours, theirs, prompt, tolerance=1e-5):
 
 
 def test_a_single_file(tmp_path, folder, single, one_device):
-    """The weights equal those of diffusers' `from_single_file` with the folder's configs."""
+    """The weights equal those that diffusers' `from_single_file` loads with the folder's configs."""
     save_file(single, tmp_path / "a.safetensors")
     theirs = diffusers.StableDiffusionXLPipeline.from_single_file(
         str(tmp_path / "a.safetensors"), config=str(folder), local_files_only=True, add_watermarker=False
@@ -99,10 +100,10 @@ def test_a_single_file(tmp_path, folder, single, one_device):
 
 @pytest.mark.parametrize("naming", [kohya, kohya_original, peft])
 def test_loras(tmp_path, folder, theirs, pipe, layers, naming, one_device):
-    """Merged weights and a picture equal diffusers'.
+    """The merged weights and a picture are the same as in diffusers.
 
-    If the files have alphas, all layers share the same one, because diffusers 0.42.1 drops some alphas that differ.
-    With kohya's naming, it also drops one layer if the layers have diffusers' names.
+    If the files have alphas, all layers share one alpha, because diffusers 0.42.1 drops some alphas if they differ.
+    With kohya's naming, diffusers also drops one layer if the layers have diffusers' names.
     """
     pytest.importorskip("peft")
     changed = {place: (up, down, np.float32(1.5)) for place, (up, down, _) in layers.items()}
@@ -116,7 +117,7 @@ def test_loras(tmp_path, folder, theirs, pipe, layers, naming, one_device):
     ours = load(folder, lora={tmp_path / "a.safetensors": 0.7}, devices=one_device)
     assert difference(ours.models, reference) < 1e-6
     assert difference(pipe.models, reference) > 0.01
-    # The libraries sum in different orders, which changes the last digit, and sampling amplifies that.
+    # The libraries sum in different orders, which changes the last digit, and sampling amplifies this difference.
     assert same_picture(ours, reference, "a cat", 1e-4)
 
 

@@ -59,7 +59,7 @@ def test_names(configs, counts, part):
 
 @pytest.mark.parametrize("part", sdxl.Models._fields)
 def test_names_of_stable_diffusion_xl(part):
-    """The files `reference/xl_*.txt` list the same names."""
+    """Our networks, torch's networks and the files `reference/xl_*.txt` have the same tensor names."""
     with torch.device("meta"):
         reference = published(XL, part)
     ours = getattr(sdxl.Models.build(**XL), part)
@@ -107,7 +107,7 @@ def test_names_of_the_safety_checker():
 
 
 def randomised(module):
-    """Fills a module with random tensors similar to `tiny`'s, drawn by torch, which is faster."""
+    """Fills a module with random tensors similar to `tiny`'s; torch draws them, because it is faster."""
     generator = torch.Generator().manual_seed(0)
     for name, tensor in module.state_dict().items():
         tensor.normal_(generator=generator)

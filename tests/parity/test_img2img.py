@@ -1,7 +1,7 @@
-"""Starting from pictures, against diffusers' `StableDiffusionImg2ImgPipeline` with the same noise.
+"""Compares calls that start from pictures with diffusers' `StableDiffusionImg2ImgPipeline`, using the same noise.
 
-The tests compare the latents after every call and the pictures. That pipeline has no edits, so the reference with edits
-is diffusers' semantic pipeline, started from the noised picture at the same timestep.
+The tests compare the latents after every call, and the pictures. That pipeline has no edits, so the reference with
+edits is diffusers' semantic pipeline, started from the noised picture at the same timestep.
 """
 
 import pytest

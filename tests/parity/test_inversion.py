@@ -65,7 +65,7 @@ def test_one_pipeline(folder, tmp_path, one_device, form):
 
 
 def test_torch_loads_the_pickles_of_other_tests(tmp_path):
-    """Other tests write these pickles without torch."""
+    """torch loads the pickles that other tests write without torch."""
     content = {"a": np.ones((2, 3), np.float32), "b": [1, "x", None], "c": (np.zeros((3, 2), np.int64).T, 2.5)}
     for legacy in (False, True):
         loaded = torch.load(pickling.save(content, tmp_path / "a.pt", legacy=legacy), weights_only=True)

@@ -44,16 +44,16 @@ def difference(ours, theirs):
 def one_alpha(layers):
     """Gives all layers the same alpha.
 
-    With kohya's naming, diffusers 0.42.1 drops the alphas of some layers if they differ between layers.
+    With kohya's naming, diffusers 0.42.1 drops some layers' alphas if the alphas differ between layers.
     """
     return {place: (up, down, np.float32(1.5)) for place, (up, down, _) in layers.items()}
 
 
 @pytest.mark.parametrize("naming", ["peft", "old_diffusers", "kohya"])
 def test_one(folder, theirs, models, layers, tmp_path, naming, one_device):
-    """The layers have different ranks, and alphas if diffusers reads alphas with this naming."""
+    """The layers have different ranks, and they have alphas if diffusers reads alphas for the naming scheme."""
     selected = one_alpha(layers)
-    if naming == "old_diffusers":  # this naming has only attention layers
+    if naming == "old_diffusers":  # this naming scheme covers only attention layers
         selected = {place: layer for place, layer in selected.items() if ".attn" in place[1]}
     save_file(tensors(selected, NAMINGS[naming], alpha="kohya" in naming), tmp_path / "a.safetensors")
     theirs.load_lora_weights(tmp_path, weight_name="a.safetensors")

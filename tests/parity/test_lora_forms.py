@@ -64,7 +64,7 @@ def randomised(module, seed=0):
 
 
 def file_of(module, name, path):
-    """Writes a module as LyCORIS does, and returns the path."""
+    """Writes a module to a file as LyCORIS does, and returns the file's path."""
     key = f"lora_unet_{name.replace('.', '_')}"
     if isinstance(module, modules.FullModule):
         saved = {"diff": module.weight, "diff_b": module.bias}

@@ -1,4 +1,4 @@
-"""Layers, blocks and complete networks against torch's, with the same weights and inputs."""
+"""Compares layers, blocks and complete networks with torch's, using the same weights and inputs."""
 
 import pytest
 
@@ -28,7 +28,7 @@ from sega_jax.pipelines import loading
 
 pytestmark = pytest.mark.parity
 
-# Tolerances for the relative L2 error, for layers and blocks in float32, and for networks.
+# Tolerances for relative L2 errors: `LAYER` is for layers and blocks in float32, `NETWORK` for complete networks.
 LAYER = 2e-6
 NETWORK = {"float32": 1e-5, "float64": 1e-9}
 
@@ -248,7 +248,8 @@ def projected_text(block, context, parameters):
 
 
 def labels(config, batch):
-    """Returns noise levels up to the largest. Noise levels that are embedded like timesteps may be fractions."""
+    """Returns one noise level per picture; the last is the largest one. Levels embedded like timesteps may be
+    fractions."""
     if "num_class_embeds" in config:
         return np.arange(20)[-batch:].astype(np.int32)
     return np.linspace(0.5, 999, batch, dtype=precision()) if "class_embed_type" in config else None
@@ -289,8 +290,8 @@ NETWORKS = {
 @pytest.mark.parametrize("std", [1, 0.01])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_blocks(name, std):
-    """Compares every block of a network, on the inputs that it gets within the network and on the same inputs scaled to
-    a small std."""
+    """Compares every block of a network, on the inputs that the block gets within the network, and on the same inputs
+    scaled to a small standard deviation."""
     ours, theirs, inputs = NETWORKS[name]()
     errors = {}
     for name, block, arguments in calls(theirs, *inputs):
@@ -330,7 +331,7 @@ def compare_unets(config, size, std=1.0):
     return relative(jax.jit(type(ours).__call__)(ours, *args), last(theirs(*torch_inputs(*args)).sample))
 
 
-# These sizes are not divisible by the downsampling factor, except for IF, which requires divisible sizes.
+# These sizes are not divisible by the downsampling factor, except the size for IF, which requires divisibility.
 @pytest.mark.parametrize("tolerance", ["float32", "float64"], indirect=True)
 @pytest.mark.parametrize(
     ("name", "size"),
@@ -389,7 +390,7 @@ def test_projected_text(tolerance, end):
 @pytest.mark.parametrize("size", [12, 50])
 @pytest.mark.parametrize("tolerance", ["float32", "float64"], indirect=True)
 def test_t5(size, tolerance):
-    """The texts have padding on the right, padding on the left, or none; some are longer than the largest distance."""
+    """The texts have padding on the right, padding on the left, or none; some are longer than T5's maximum distance."""
     ours, theirs = encoders(tiny.T5)
     ids = np.random.default_rng(0).integers(0, 60, (3, size)).astype(np.int32)
     mask = np.ones_like(ids)
@@ -401,7 +402,7 @@ def test_t5(size, tolerance):
 
 @pytest.mark.parametrize(("count", "farthest"), [(32, 128), (12, 20), (4, 10), (9, 30), (64, 1000)])
 def test_buckets(count, farthest):
-    """The buckets also agree for distances at the ends of their ranges."""
+    """The buckets also agree for distances at the ends of the buckets' ranges."""
     theirs = modeling_t5.T5Attention._relative_position_bucket
     offset = torch.arange(1200)[None] - torch.arange(1200)[:, None]
     expected = theirs(offset, num_buckets=count, max_distance=farthest)

@@ -48,7 +48,7 @@ def test_generators():
 
 @pytest.mark.parametrize("family", ["one", "xl"])
 def test_embeddings_of_prompts(family, tmp_path, one_device):
-    """`encode_prompt` returns the same embeddings as diffusers', in the same order."""
+    """`encode_prompt` returns the same embeddings as in diffusers, in the same order."""
     diffusers = pytest.importorskip("diffusers")
     call = {"num_images_per_prompt": 2, "negative_prompt": "bad"}
     if family == "xl":
@@ -79,7 +79,7 @@ PLAIN += ["StableDiffusionXLImg2ImgPipeline", "StableDiffusionUpscalePipeline", 
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_arguments_by_position(name):
-    """The positional arguments are diffusers', in the same order and with the same defaults."""
+    """The positional arguments are the same as in diffusers, with the same order and defaults."""
     diffusers = pytest.importorskip("diffusers")
     ours, theirs = (
         list(inspect.signature(getattr(library, name).__call__).parameters.values()) for library in (api, diffusers)
@@ -99,7 +99,7 @@ def test_arguments_by_position(name):
 
 
 def test_tensors(small):
-    """Tensors, channels first and of any precision, give the same pictures as the corresponding arrays."""
+    """Tensors with channels first, in any precision, give the same pictures as the corresponding arrays."""
     pipe = StableDiffusionPipeline.from_pipe(small)
     call = {"num_inference_steps": 2, "output_type": "np", "progress": False}
     rng = np.random.default_rng(0)
@@ -120,7 +120,7 @@ def test_tensors(small):
 
 @pytest.mark.parametrize("size", [(16, 16), (19, 33)])
 def test_the_size_of_a_picture(size, small, small_folder):
-    """As in diffusers, the size is rounded down to multiples of the factor, and the picture is resized."""
+    """As in diffusers, the sides are rounded down to multiples of a factor, and the picture is resized."""
     diffusers = pytest.importorskip("diffusers")
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8))
     pipe = api.StableDiffusionImg2ImgPipeline.from_pipe(small)

@@ -1,4 +1,4 @@
-"""Complete calls against diffusers' `SemanticStableDiffusionPipeline`, with the same initial and fresh noise.
+"""Compares complete calls with diffusers' `SemanticStableDiffusionPipeline`, using the same initial and fresh noise.
 
 The tests compare the latents, predictions and semantic guidance of every call, and the pictures.
 """
@@ -114,7 +114,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def both(folders, one_device):
-    """Returns a function that loads a checkpoint into our semantic pipeline and diffusers'."""
+    """Returns a function that loads a checkpoint into both our semantic pipeline and diffusers'."""
     return functools.cache(lambda name, dtype="float32": theirs.load(folders[name], dtype, one_device))
 
 
@@ -133,7 +133,7 @@ def both(folders, one_device):
     ],
 )
 def test_arguments(ours, reference, same, others):
-    """Positional arguments have diffusers' order, and all arguments have its defaults."""
+    """Positional arguments have the same order as in diffusers, and all arguments have the same defaults."""
     mine, its = (inspect.signature(pipeline.__call__).parameters for pipeline in (ours, reference))
     positional = [name for name, one in mine.items() if one.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
     assert positional[1:] == ["seed" if name == "generator" else name for name in its][1 : same + 1]
@@ -147,7 +147,7 @@ def test_arguments(ours, reference, same, others):
 
 
 def run(ours, reference, call, mine=None, its=None, scheduler=tiny.DDIM):
-    """Runs a call in both pipelines. `mine` and `its` are additional arguments for ours and for the reference.
+    """Runs a call in both pipelines. `mine` and `its` are additional arguments for our pipeline and diffusers'.
 
     Returns:
         Both outputs, and the arguments that both callbacks received at every call.
@@ -174,7 +174,7 @@ def check_pictures(a, b, seen, expected, end):
 
 
 def check_guidance(a, reference, one, end):
-    """Compares the recorded arrays, with tolerance `one` for the first call and `end` for all calls."""
+    """Compares the recorded arrays; the tolerance is `one` for the first call and `end` for all calls."""
     for name in ("uncond_estimates", "text_estimates", "edit_estimates", "sem_guidance"):
         ours, expected = getattr(a, name), getattr(reference, name)
         if expected is None or not expected.numel() or not expected.any():
@@ -212,7 +212,7 @@ def test_without_classifier_free_guidance(scale, both):
 
 
 def test_replayed_guidance(both):
-    """Guidance that was recorded with edits is added to a call without them."""
+    """Guidance that was recorded with edits is added to a call without edits."""
     ours, reference = both("1.x")
     a, *_ = run(ours, reference, THREE)
     a, *rest = run(ours, reference, TWO, {"sem_guidance": a.sem_guidance}, {"sem_guidance": reference.sem_guidance})

@@ -1,4 +1,5 @@
-"""Long and weighted prompts against a plain loop over chunks with transformers' encoder, and diffusers' sampling."""
+"""Compares long and weighted prompts with a plain loop that encodes chunks with transformers, and with diffusers'
+sampling."""
 
 import pytest
 
@@ -36,7 +37,8 @@ def both(tmp_path_factory, one_device):
 
 
 def embedding(reference, words, chunks):
-    """Computes the states chunk by chunk: padded ids, weighted states, rescaled to their original mean."""
+    """Computes the states chunk by chunk: pads the ids, weights the states, and rescales them to their original
+    mean."""
     tokenizer, states = reference.tokenizer, []
     pairs = [(i, w) for text, w in words for i in tokenizer(text, add_special_tokens=False).input_ids]
     for c in range(chunks):

@@ -1,4 +1,4 @@
-"""Variants of Stable Diffusion and SDXL against diffusers: distilled networks, smaller UNets, and EDM training.
+"""Compares variants of Stable Diffusion and SDXL with diffusers: distilled networks, smaller UNets, and EDM training.
 
 A small network with random weights represents each variant. For calls without edits, the tests compare the pictures and
 the latents after every call. For Stable Diffusion 1.x, they also compare the recorded arrays of a call with edits.
@@ -38,12 +38,12 @@ XL_TWO_LEVELS = {
     "attention_head_dim": [1, 2],
     "transformer_layers_per_block": [1, 2],
 }
-# The name suffixes of the layers that LCM's published LoRA changes.
+# The name suffixes of the layers that the published LCM LoRA changes.
 LCM_LORA = (
     *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
     *("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj"),
 )
-# The statistics of each channel of Playground 2.5's latents.
+# The mean and standard deviation of each channel in Playground 2.5's latents.
 STATISTICS = {"latents_mean": [-1.6574, 1.886, -1.383, 2.5155], "latents_std": [8.4927, 5.9022, 6.5498, 5.2299]}
 # {name: (UNet, scheduler, (steps, our guidance_scale, diffusers' guidance_scale, eta))}
 STABLE_DIFFUSION = {

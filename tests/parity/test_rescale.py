@@ -1,4 +1,4 @@
-"""Rescaled guidance against diffusers' `StableDiffusionPipeline`, from the same initial noise."""
+"""Compares rescaled guidance with diffusers' `StableDiffusionPipeline`, using the same initial noise."""
 
 import pytest
 

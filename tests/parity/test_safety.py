@@ -1,4 +1,5 @@
-"""The safety checker against diffusers and transformers: pixels, cosines, flags, and pictures of complete calls."""
+"""Compares the safety checker with diffusers and transformers: pixels, cosines, flags, and the pictures of complete
+calls."""
 
 import pytest
 
@@ -88,10 +89,10 @@ def test_preprocessing(name, size, tmp_path):
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory, one_device):
-    """Loads a checkpoint with a safety checker into our semantic pipeline and diffusers'."""
+    """Loads a checkpoint with a safety checker into both our semantic pipeline and diffusers'."""
     folder = tiny.checkpoint(tmp_path_factory.mktemp("checkpoints") / "checked", safety=tiny.SAFETY)
     ours, reference = theirs.load(folder, "float32", one_device)
-    # Without this, diffusers would use torchvision for resizing if it is installed.
+    # Without this, diffusers resizes with torchvision if torchvision is installed.
     reference.feature_extractor = transformers.CLIPImageProcessorPil.from_pretrained(folder / "feature_extractor")
     return ours, reference
 

@@ -52,7 +52,7 @@ def test_diffusers_loads_saved_pipelines(family, tmp_path, one_device):
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2", "upscaler"])
 def test_diffusers_builds_the_networks_of_cascades(stage, stages, first_stage, tmp_path):
-    """The saved config of the UNet has all options that distinguish DeepFloyd-IF's and the upscaler's networks."""
+    """From the saved config of the UNet, diffusers builds the same network as from the original config."""
     native = first_stage(stage)
     saved = native.save(tmp_path / "saved", progress=False)
     saved_unet, expected = (

@@ -1,4 +1,4 @@
-"""Every scheduler against its counterpart in diffusers: timesteps, and complete trajectories in float64 for fixed
+"""Compares every scheduler with its counterpart in diffusers: timesteps, and complete float64 trajectories for fixed
 network outputs."""
 
 import pytest
@@ -57,7 +57,7 @@ def respaced(*options):
     return [{}, *({option: True} for option in options or RESPACED)]
 
 
-# The options that change the coefficients of each scheduler, except those that all schedulers share.
+# The options that change each scheduler's coefficients, except options that all schedulers share.
 VARIANTS = {
     "DDIMScheduler": [
         *product(clip_sample=[True, False], set_alpha_to_one=[True, False], rescale_betas_zero_snr=[True, False]),
@@ -157,7 +157,7 @@ VARIANTS = {
     ],
     "IPNDMScheduler": [{}],
 }
-# Combinations that diffusers does not support, or for which its results are not finite.
+# Combinations that diffusers does not support, or for which diffusers' results are not finite.
 MISSING = {
     ("EulerAncestralDiscreteScheduler", "sample"),
     ("PNDMScheduler", "sample"),
@@ -289,7 +289,7 @@ def test_betas(name, betas):
 
 @pytest.mark.parametrize("name", WITH_BETAS)
 def test_a_first_beta_of_zero(name):
-    """States equal diffusers' as long as those are finite, and ours stay finite after that."""
+    """Our states equal diffusers' as long as diffusers' are finite, and ours stay finite after that."""
     for spacing, prediction in (("leading", "epsilon"), ("linspace", "v_prediction")):
         config = {"_class_name": name, "skip_prk_steps": True, "timestep_spacing": spacing}
         config |= {"prediction_type": prediction, "beta_start": 0, "beta_end": 0.02}
@@ -328,7 +328,7 @@ def test_timesteps_of_many_numbers_of_steps(name, spacing, offset):
 @pytest.mark.parametrize("eta", [0.0, 0.05, 0.3, 0.7, 0.9, 1.0])
 @pytest.mark.parametrize("steps", [1, 4, 50])
 def test_share_of_fresh_noise(steps, eta):
-    """The timestep that a TCD step goes to before it adds noise is rounded down as in diffusers."""
+    """The timestep that a TCD step goes to before it adds noise is rounded down, as in diffusers."""
     for options in (SD, SD | {"prediction_type": "v_prediction", "original_inference_steps": 333}):
         compare({"_class_name": "TCDScheduler"} | options, steps, eta)
 
@@ -365,7 +365,7 @@ def test_named_timesteps(name):
     "name", ["DDPMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler", "DPMSolverMultistepScheduler"]
 )
 def test_given_timesteps(name, prediction, timesteps):
-    """The classes are those whose counterparts in diffusers accept timesteps."""
+    """The tested classes are those that accept timesteps in diffusers."""
     for betas in (SD, {"beta_schedule": "squaredcos_cap_v2", "timestep_spacing": "leading"}):
         compare({"_class_name": name, "prediction_type": prediction} | betas, timesteps)
 

@@ -1,4 +1,4 @@
-"""Stable Diffusion XL against diffusers with the same noise.
+"""Compares Stable Diffusion XL with diffusers, using the same noise.
 
 The tests compare networks and pictures with diffusers' pipelines, and edits with a plain torch loop that calls
 diffusers' UNet.
@@ -154,7 +154,7 @@ def check_pictures(both, call, config, end):
     np.testing.assert_allclose(a.images, b.images, atol=20 * end)
 
 
-# Arguments for calls of both our diffusers-style pipeline and diffusers' pipeline.
+# Arguments for calls of our diffusers-style pipeline and of diffusers' pipeline.
 DIFFUSERS_CALLS = {
     "default settings": {"prompt": "a cat at"},
     "second prompts": {
@@ -210,7 +210,7 @@ def check_diffusers_call(both, call):
 
 @pytest.mark.parametrize("strength", [0.3, 1.0])
 def test_start_from_a_picture(strength, both):
-    """Starting from pictures gives the same results as diffusers' img2img pipeline, also with sizes and negative
+    """Starting from pictures gives the same results as diffusers' img2img pipeline, including with sizes and negative
     prompts."""
     ours, others = both()
     reference = diffusers.StableDiffusionXLImg2ImgPipeline(**others.components, add_watermarker=False)

@@ -1,11 +1,11 @@
-"""Long and weighted prompts of Stable Diffusion XL against plain code with transformers' encoders and diffusers.
+"""Compares Stable Diffusion XL's long and weighted prompts with plain code that uses transformers and diffusers.
 
 The method comes from the widely used web UI (AUTOMATIC1111's stable-diffusion-webui, with the emphasis "Original").
 Both encoders read the same chunks of 75 tokens. Each encoder's states are multiplied by the weights and rescaled to
 their original mean. The pooled embedding comes from the first chunk, without weights. diffusers' community pipeline
 lpw_stable_diffusion_xl differs: it uses the pooled embedding of the last chunk, moves each state away from the chunk's
-last state according to its weight, does not pad the last chunk, and appends the second prompt to the first instead of
-passing it to the second encoder.
+last state according to the state's weight, does not pad the last chunk, and appends the second prompt to the first
+instead of passing it to the second encoder.
 """
 
 import pytest
@@ -24,8 +24,8 @@ from parity.theirs import first, last, noise, relative
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")]
 
 ROOM = 10  # word tokens per chunk
-# {weighted prompt: [(words, weight)]}. Means of random states are near zero, so restoring them amplifies rounding for
-# most texts, but not for these.
+# {weighted prompt: [(words, weight)]}. The means of random states are near zero, so restoring these means amplifies
+# rounding errors for most texts, but not for the texts below.
 TEXTS = {
     "cow, (black:1.4), on [my] mud (in)": [
         ("cow,", 1.0), ("black", 1.4), (", on", 1.0), ("my", 1 / 1.1), ("mud", 1.0), ("in", 1.1)
@@ -61,7 +61,7 @@ def weighted_chunks(tokenizer, words, count):
 
 @torch.no_grad()
 def web_ui(reference, words, count, second=None):
-    """Returns the hidden states [1, 12 count, channels] and the pooled embedding [1, channels]."""
+    """Returns the hidden states [1, 12 * count, channels] and the pooled embedding [1, channels]."""
     sides = []
     for tokenizer, encoder, text in (
         (reference.tokenizer, reference.text_encoder, words),
@@ -90,7 +90,8 @@ def test_states_and_pooled_texts(both):
 
 @torch.no_grad()
 def test_the_pooled_text_is_not_the_last_chunks(both):
-    """The community pipeline uses the last chunk. With a single chunk, both pooled embeddings are the same."""
+    """The community pipeline pools the last chunk. With a single chunk, the two methods give the same pooled
+    embedding."""
     ours, reference = both
     for text, count in ((LONG, 2), (BAD, 1)):
         ids, _ = weighted_chunks(reference.tokenizer_2, TEXTS[text], count)

@@ -97,7 +97,7 @@ def scheduler(config):
 
 @contextlib.contextmanager
 def double():
-    """Uses float64 in both libraries, even where torch code names float32: betas, embedded timesteps, quantiles."""
+    """Uses float64 in both libraries, even where torch code requests float32: betas, embedded timesteps, quantiles."""
     default = torch.get_default_dtype()
     explicit = (torch, "float32", torch.float64), (torch.Tensor, "float", torch.Tensor.double)
     with jax.enable_x64(True), mock.patch.object(*explicit[0]), mock.patch.object(*explicit[1]):
@@ -124,7 +124,7 @@ def inject(scheduler, draw) -> None:
 
 def start(pipeline, seeds, latents):
     """Makes a diffusers img2img pipeline start from the given latents and sample the autoencoder's posterior as our
-    rows do.
+    pipeline does.
 
     Returns:
         A context manager that restores the pipeline on exit.
@@ -154,14 +154,14 @@ def stretch(scheduler, steps) -> None:
 
 
 def fresh(seeds, shape):
-    """Returns a function that maps a call's index to the noise [rows, *shape] that our rows with the given seeds
-    draw."""
+    """Returns a function that maps a call's index to the noise [rows, *shape] that our pipeline draws for the given
+    seeds."""
     keys = [jax.random.key(seed) for seed in seeds]
     return lambda i: np.stack([jax.random.normal(jax.random.fold_in(key, i), shape, precision()) for key in keys])
 
 
 def load(folder, dtype, devices):
-    """Loads a checkpoint into our semantic pipeline and diffusers'."""
+    """Loads a checkpoint into both our semantic pipeline and diffusers'."""
     reference = diffusers.SemanticStableDiffusionPipeline.from_pretrained(folder)
     reference.set_progress_bar_config(disable=True)
     with jax.enable_x64(dtype == "float64"):
