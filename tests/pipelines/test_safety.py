@@ -305,7 +305,7 @@ VISION = tiny.SAFETY["vision_config"]
 @pytest.mark.parametrize(
     ("name", "option", "value", "words"),
     [
-        (FEATURES, "crop_size", 14, ["crop_size=14", "takes 12 x 12", "from one checkpoint"]),
+        (FEATURES, "crop_size", 14, ["crop_size=14", "takes 12 x 12", "from the same checkpoint"]),
         (FEATURES, "crop_size", {"height": 12, "width": 14}, ["crop_size={'height': 12, 'width': 14} should be"]),
         (FEATURES, "crop_size", "12", ["crop_size='12' is invalid; use a value such as 224"]),
         (FEATURES, "size", {"height": 12, "width": 12}, ["size={'height': 12, 'width': 12} should be a size such as"]),
