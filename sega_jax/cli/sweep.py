@@ -310,7 +310,12 @@ def report(folder: str, across: str | None, down: str | None, title: str | None,
 def _write(path: Path, save: Callable[[io.BytesIO], Any]) -> None:
     """Writes a file completely or not at all, given a function that saves its content to a stream."""
     stream = io.BytesIO()
-    save(stream)
+    try:
+        save(stream)
+    except (KeyError, OSError, ValueError) as error:
+        raise ValueError(
+            f"--out {path} cannot be written in this format ({error}); use .png, a smaller --side, or --where"
+        ) from None
     write_file(path, stream.getvalue(), replace=True)
 
 

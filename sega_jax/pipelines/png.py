@@ -85,7 +85,7 @@ def settings(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} was not made by sega-jax: it has no settings")
     try:
         value = json.loads(text)
-    except (TypeError, ValueError):
+    except (RecursionError, TypeError, ValueError):
         value = None
     if not isinstance(value, dict):
         raise ValueError(f"{path} has settings that cannot be read; give a file that sega-jax wrote")

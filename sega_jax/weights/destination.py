@@ -64,6 +64,8 @@ def write_file(path: Path, data: bytes, *, replace: bool = False) -> None:
         if path.exists() and not path.is_file():
             path.write_bytes(data)
             return
+    if not path.parent.is_dir():
+        raise OSError(f"{path} cannot be written, because {path.parent} is not a folder; create it, or choose another")
     unfinished = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}")
     try:
         with full_disk(path, len(data)):

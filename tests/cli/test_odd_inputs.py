@@ -47,12 +47,14 @@ def test_odd_metadata(tmp_path, change):
     ("content", "message"),
     [
         (b"\xff\xfe[call]", "is not UTF-8 text"),
+        (b"a = " + b"1" * 5000, "has a number with too many digits"),
+        (b"\xef\xbb\xbf[grid]\nseed = [1]\nsteps = [1e39]", "steps"),
         (b"a = " + b"[" * 3000 + b"]" * 3000, "too many nested brackets"),
         (b"[grid]\nseed = { from = 0, count = 1" + b"0" * 30 + b" }", "should be from 0 to 2147483648"),
         (b"[grid]\nseed = [1]\nguidance_scale = [1e39]", "beyond the range of float32"),
         (b"[sample]\ncount = 9" + b"0" * 18 + b"\nguidance_scale = { low = 1.0, high = 2.0 }", "split it into several"),
     ],
-    ids=["invalid UTF-8", "brackets", "count", "float32", "points"],
+    ids=["invalid UTF-8", "digits", "BOM", "brackets", "count", "float32", "points"],
 )
 def test_odd_sweep_files(tmp_path, monkeypatch, content, message):
     monkeypatch.chdir(tmp_path)

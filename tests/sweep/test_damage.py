@@ -1,6 +1,7 @@
 """Every damaged, missing or unknown file in a sweep is named and stops no report; damaged and missing files are made
 again."""
 
+import json
 import shutil
 
 import pytest
@@ -10,8 +11,9 @@ from support.sweeping import same
 from sega_jax import sweep
 from sega_jax.cli.main import main
 from sega_jax.pipelines import png
+from sega_jax.sweep.reporting import report
 from sega_jax.sweep.running.leases import Leases
-from sega_jax.sweep.running.store import Store
+from sega_jax.sweep.running.store import Store, host
 from sega_jax.sweep.running.writer import BatchWriter
 
 WAYS = {
@@ -218,3 +220,71 @@ def test_a_worker_without_its_lease_writes_no_records(plan, done, least, tmp_pat
     writer.stop()
     writer.finish()
     assert {path.name: path.read_bytes() for path in (tmp_path / "copy" / "records").iterdir()} == kept
+
+
+def test_records_of_another_batch_are_noticed(measured, plan, least, done):
+    first, second = sorted((measured / "records").iterdir())
+    first.write_bytes(second.read_bytes())
+    assert f"records/{first.name} is damaged: it does not hold the records" in shell("status", measured).output
+    with pytest.warns(UserWarning, match=f"records/{first.name} is damaged"):
+        assert len(sweep.Results(measured).rows) == 2
+    with pytest.warns(UserWarning, match=f"records/{first.name} is damaged"):
+        sweep.run(plan, measured, least)
+    assert len(sweep.Results(measured).rows) == 4
+    shutil.rmtree(measured / "metrics")
+    same(measured, done)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_in_place_of_a_file(measured, plan, least, kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = min((measured / kind).iterdir())
+    path.unlink()
+    path.mkdir()
+    assert f"{kind}/{path.name} cannot be read (Is a directory)" in shell("status", measured, "--verify").output
+    assert shell("report", measured).exit_code == 0
+    if kind != "metrics":
+        with pytest.raises(ValueError, match=f"{kind}/{path.name} cannot be removed"):
+            sweep.run(plan, measured, least)
+        path.rmdir()
+        sweep.run(plan, measured, least)
+        assert sweep.problems(measured, verify=True) == []
+
+
+def test_records_in_place_of_a_metric(measured):
+    shutil.copy(next((measured / "records").iterdir()), measured / "metrics" / "foo.parquet")
+    assert "metrics/foo.parquet is not a metric; remove it" in shell("status", measured).output
+    with pytest.warns(UserWarning, match="is not a metric"):
+        assert sweep.Results(measured).rows[0]["brightness"] is not None
+
+
+@pytest.mark.parametrize("lease", ["[1]", "5", '"x"', "[" * 9999, '{"host": 1}', "", "process=huge", "process=text"])
+def test_odd_leases_are_ignored(measured, plan, least, lease):
+    if lease.startswith("process"):
+        process = 10**30 if lease.endswith("huge") else "x"
+        lease = json.dumps({"host": host(), "process": process, "token": "t"})
+    next((measured / "records").iterdir()).unlink()
+    (measured / "leases" / "share-1-of-1.json").write_text(lease)
+    assert sweep.run(plan, measured, least).done == 4
+
+
+def test_a_report_on_many_seeds(measured, monkeypatch):
+    """Sheets that are too large for WebP are PNG files."""
+    assert "data:image/webp" in sweep.report(sweep.Results(measured))
+    monkeypatch.setattr(report, "_WEBP", 100)
+    page = sweep.report(sweep.Results(measured))
+    assert "data:image/png" in page
+    assert "data:image/webp" not in page
+
+
+@pytest.mark.parametrize("command", [("sheet",), ("plot", "--x", "hat.scale", "--y", "seconds"), ("report",)])
+def test_missing_output_folders(measured, tmp_path, command):
+    result = shell(command[0], measured, *command[1:], "--out", tmp_path / "no" / "such.png")
+    assert result.exit_code == 1
+    assert ".png cannot be written, because" in result.output
+    assert "is not a folder; create it, or choose another" in result.output
+
+
+def test_too_many_workers_are_refused(plan, least, measured):
+    with pytest.raises(ValueError, match="should be from 1 to 1048576"):
+        sweep.run(plan, measured, least, worker=(1, 10**22))

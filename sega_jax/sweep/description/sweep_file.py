@@ -274,7 +274,7 @@ class Sweep:
         """
         path = Path(path).expanduser()
         try:
-            content = tomllib.loads(path.read_text("utf-8"))
+            content = tomllib.loads(path.read_text("utf-8-sig"))
         except FileNotFoundError:
             raise FileNotFoundError(f"{path} does not exist; give the TOML file of a sweep") from None
         except OSError as error:
@@ -283,6 +283,8 @@ class Sweep:
             raise ValueError(f"{path} is not UTF-8 text; save it in UTF-8") from None
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"{path} is not valid TOML: {error}") from None
+        except ValueError:  # from Python, which limits the number of digits
+            raise ValueError(f"{path} has a number with too many digits") from None
         except RecursionError:
             raise ValueError(f"{path} has too many nested brackets; a sweep needs at most three levels") from None
         known = [field.name for field in dataclasses.fields(cls) if field.name != "files"]

@@ -13,6 +13,7 @@ from sega_jax.sweep.reporting.plots import plot
 from sega_jax.sweep.reporting.results import Results, numbers, show
 from sega_jax.sweep.reporting.sheets import Page, sheets
 
+_WEBP = 16383  # the maximum side of a WebP picture, in pixels
 _PAGES = 12  # the maximum number of sheets in a report
 
 
@@ -126,6 +127,9 @@ def _name(page: Page) -> str:
 
 def _picture(image: Image.Image) -> str:
     file = io.BytesIO()
+    if max(image.size) > _WEBP:
+        image.save(file, "png")
+        return _data("image/png", file.getvalue())
     image.save(file, "webp", quality=88, method=4)
     return _data("image/webp", file.getvalue())
 

@@ -16,8 +16,7 @@ from sega_jax.pipelines.messages import warn
 from sega_jax.sweep.description.fields import kind_of
 from sega_jax.sweep.description.points import name
 from sega_jax.sweep.description.sweep_file import Sweep
-from sega_jax.sweep.running import records
-from sega_jax.sweep.running.damage import damage
+from sega_jax.sweep.running.damage import damage, metric_values
 from sega_jax.sweep.running.folder import METRICS, RECORDS, Folder
 
 Row = Mapping[str, Any]
@@ -76,13 +75,11 @@ class Results:
             for problem in problems:
                 self._report(f"{problem}; run the sweep again")
         for metric in self.metrics:
-            file = f"{METRICS}/{metric}.parquet"
-            try:
-                for one in records.rows(self.folder.store.read(file) or b""):
-                    if one["name"] in rows:
-                        rows[one["name"]][metric] = one["value"]
-            except ValueError as error:
-                self._report(f"{file} {error}; measure it again")
+            measured, trouble = metric_values(self.folder, f"{METRICS}/{metric}.parquet")
+            for picture in measured.keys() & rows.keys():
+                rows[picture][metric] = measured[picture]
+            if trouble is not None:
+                self._report(str(trouble))
         return rows
 
     def _report(self, problem: str) -> None:
@@ -102,7 +99,7 @@ class Results:
         damaged picture causes a warning."""
         if row["file"] is None:
             return None
-        data = self.folder.store.read(row["file"])
+        data, _ = self.folder.read(row["file"])
         if words := damage(row, data):
             self._report(f"{row['file']} {words}; run the sweep again")
             return None

@@ -35,16 +35,16 @@ def intact(folder: Folder, plan: Plan, number: int, *, sizes: Mapping[str, int] 
     whole = {}
     for name, row in rows.items():
         file = picture(plan, name)
-        if row["file"] is None:
-            words = None
-        elif sizes is None:
-            words = damage(row, folder.store.read(file))
-        else:
+        problem, words = None, None
+        if row["file"] is not None and sizes is None:
+            data, problem = folder.read(file)
+            words = damage(row, data)
+        elif row["file"] is not None and sizes is not None:
             words = wrong_size(row, sizes.get(Path(file).name))
         if words is None:
             whole[name] = row
         else:
-            problems.append(Problem(file, words))
+            problems.append(problem or Problem(file, words))
     return Recorded(whole, problems)
 
 
@@ -84,7 +84,12 @@ def remove_damaged(folder: Folder, plan: Plan, batches: Iterable[int], progress:
             problems += found
             progress_bar.update(1)
     for problem in problems:
-        folder.store.remove(problem.file)
+        try:
+            folder.store.remove(problem.file)
+        except OSError as error:
+            raise ValueError(
+                f"{folder}/{problem.file} cannot be removed ({error.strerror or error}); remove it"
+            ) from None
     if problems:
         shown = "; ".join(map(str, problems[:5])) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         warn(f"damaged files in {folder} are made again: {shown}")
@@ -114,15 +119,27 @@ def problems(folder: Folder, plan: Plan, *, verify: bool) -> Iterator[Problem]:
         yield from some
     for metric in sorted(folder.store.names(METRICS)):
         if not metric.startswith("."):
-            try:
-                records.rows(folder.store.read(f"{METRICS}/{metric}") or b"")
-            except ValueError as error:
-                yield Problem(f"{METRICS}/{metric}", f"{error}; measure it again")
+            _, problem = metric_values(folder, f"{METRICS}/{metric}")
+            if problem is not None:
+                yield problem
     known = {f"{name}.{plan.format}" for batch in plan.batches for name in batch.names}
     for kind, unknown in ((PICTURES, set(sizes) - known), (RECORDS, parts - set(numbers))):
         for name in sorted(unknown):
             if not name.startswith("."):
                 yield Problem(f"{kind}/{name}", "is not part of this sweep")
+
+
+def metric_values(folder: Folder, file: str) -> tuple[dict[str, float | None], Problem | None]:
+    """Reads a metric. Returns {picture name: number}, and a problem if the file is damaged."""
+    data, problem = folder.read(file)
+    if problem is not None:
+        return {}, problem
+    try:
+        return {row["name"]: row["value"] for row in records.rows(data or b"")}, None
+    except KeyError:
+        return {}, Problem(file, "is not a metric; remove it")
+    except ValueError as error:
+        return {}, Problem(file, f"{error}; measure it again")
 
 
 def _wrong_sizes(plan: Plan, recorded: Recorded, sizes: Mapping[str, int]) -> Iterator[Problem]:

@@ -125,15 +125,29 @@ class Folder:
         for file in (part(number), unfinished_part(number)):
             if parts is not None and Path(file).name not in parts:
                 continue
-            if (data := self.store.read(file)) is None:
+            data, problem = self.read(file)
+            if problem is not None:
+                problems.append(problem)
+            if data is None:
                 continue
             try:
                 rows = {row["name"]: row for row in records.rows(data)}
             except ValueError as error:
                 problems.append(Problem(file, str(error)))
                 continue
+            if not rows.keys() <= set(names) or (file == part(number) and len(rows) < len(names)):
+                problems.append(Problem(file, "is damaged: it does not hold the records of its batch"))
+                continue
             return Recorded({name: rows[name] for name in names if name in rows}, problems)
         return Recorded({}, problems)
+
+    def read(self, file: str) -> tuple[bytes | None, Problem | None]:
+        """Reads a file. Returns its content, or None if there is no such file, and the reason if it cannot be read."""
+        try:
+            return self.store.read(file), None
+        except OSError as error:
+            reason = f"cannot be read ({error.strerror or error}); remove it, or change its permissions"
+            return None, Problem(file, reason)
 
 
 def part(number: int) -> str:

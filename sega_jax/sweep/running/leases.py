@@ -126,9 +126,13 @@ class Leases:
     def _read(data: bytes | None) -> dict[str, Any] | None:
         try:
             lease = json.loads(data) if data else None
-            return lease if lease is None or lease.keys() >= {"host", "process", "token"} else None
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
+        if not isinstance(lease, dict) or not all(isinstance(lease.get(name), str) for name in ("host", "token")):
+            return None
+        process = lease.get("process")
+        # Larger numbers are not processes.
+        return lease if isinstance(process, int) and 0 < process < 2**31 else None
 
     def _file(self, share: int | None) -> str:
         return f"{LEASES}/share-{(share or 0) + 1}-of-{self._workers}.json"

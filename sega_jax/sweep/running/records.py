@@ -143,7 +143,9 @@ def rows(data: bytes) -> list[dict[str, Any]]:
     blank = data[: found[-1].start()] + _BLANK + data[found[-1].end() :] if found else b""
     if not found or hashlib.sha256(blank).hexdigest().encode() != found[-1][1]:
         raise ValueError("is damaged: its content does not match its checksum")
-    return arrow().parquet.read_table(io.BytesIO(data)).to_pylist()
+    pyarrow = arrow()
+    # pyarrow's threads can abort the process when the interpreter exits.
+    return pyarrow.parquet.read_table(pyarrow.BufferReader(data), use_threads=False, pre_buffer=False).to_pylist()
 
 
 def _file(table: Any) -> bytes:

@@ -30,6 +30,8 @@ from sega_jax.sweep.running.prefixes import SharedRun
 from sega_jax.sweep.running.status import Status, of_plan
 from sega_jax.sweep.running.writer import BatchWriter
 
+_MAX_WORKERS = 2**20
+
 
 def kept(folder: str | Path) -> Plan | None:
     """Reads the plan in a folder. Returns None if there is no plan.
@@ -194,7 +196,7 @@ def _worker(worker: Any) -> tuple[int, int]:
         return jax.process_index(), jax.process_count()
     if not isinstance(worker, Sequence) or isinstance(worker, str) or len(worker) != 2:
         raise TypeError(f"worker={worker!r} should be the worker's number and the number of workers, such as (2, 16)")
-    workers = check_int("worker: the number of workers", worker[1], 1)
+    workers = check_int("worker: the number of workers", worker[1], 1, _MAX_WORKERS)
     return check_int("worker: its number", worker[0], 1, workers) - 1, workers
 
 

@@ -66,7 +66,7 @@ class Store:
         """Returns a file's content, or None if there is no such file."""
         try:
             return self._files.cat_file(self._path(name))
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def has(self, name: str) -> bool:
