@@ -111,5 +111,5 @@ def as_module(name: str, value: Any, kind: type[M]) -> M:
             f"{name}={type(value).__name__} should be a {kind.__name__} from another pipeline (pipe.models.{name})"
         )
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(value)):
-        raise TypeError(f"{name} has no weights, only shapes; give a network from a loaded pipeline")
+        raise TypeError(f"{name} has no weights, only shapes; pass a network from a loaded pipeline")
     return value

@@ -31,7 +31,7 @@ def torch_name(path: tuple) -> str:
 
 
 def _is_kernel(name: str) -> bool:
-    """Returns whether torch orders the axes of a parameter differently, given its dotted path."""
+    """Returns whether the parameter at a dotted path has its axes in a different order in torch."""
     return name.rpartition(".")[2] == "kernel"
 
 

@@ -1,4 +1,5 @@
-"""Adapters of all supported forms: random tensors for a weight, and the change to that weight in float64.
+"""Adapters in every supported form. Each has random tensors for one weight, and the change that they make to it, in
+float64.
 
 The function for a form returns {end of a key: array} and a function from the weight to the change.
 """

@@ -19,7 +19,7 @@ _VERBS = {"hat": "wearing a", "clothes": "wearing a", "clothes colour": "wearing
 
 
 def phrase(word: str) -> str:
-    """Returns the phrase that adds a word to the end of a prompt: "with glasses", "wearing a hat"."""
+    """Returns the phrase to append to a prompt for a word, such as "with glasses" or "wearing a hat"."""
     verb = "wearing" if word == "overalls" else _VERBS.get(WORDS[word][0])
     article = "with an" if word == "open mouth" else "with a" if word in _ARTICLES else "with"
     return _PHRASES.get(word, f"{verb or article} {word}")

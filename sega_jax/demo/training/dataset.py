@@ -14,7 +14,7 @@ from sega_jax.demo.training.portraits import captions
 # square error of the decoded pictures divided by the squared range of their values.
 Encode = Callable[[Any, jax.Array, int], tuple[jax.Array, jax.Array, jax.Array]]
 _DROPPED = 0.1  # the fraction of captions replaced by the empty caption, for classifier-free guidance
-_BLOCK = 5000  # the number of texts in one call of the tokenizer
+_BLOCK = 5000  # the number of texts passed to the tokenizer in one call
 
 
 class Dataset(NamedTuple):
