@@ -9,8 +9,8 @@ table with the output of this script:
     <!-- NAME: python tests/benchmarks/tables.py NAME -->
     <!-- end -->
 
-Times are medians. The floor is the time that the networks' arithmetic alone would take at the highest rate for bfloat16
-matrix products (796 TFLOP/s on an H200). The tables show the floor divided by the measured time, so 100% is ideal. Each
+Times are medians. The floor is the time that the networks' arithmetic alone would take at an assumed rate of 796
+TFLOP/s (`--ceiling`). The tables show the floor divided by the measured time, so 100% is ideal. Each
 table is followed by the device, the versions and the commands used for the measurements.
 """
 
