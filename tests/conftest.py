@@ -65,8 +65,9 @@ def optimised():
 
 @pytest.fixture(scope="session", autouse=True)
 def _compile_once(tmp_path_factory):
-    """Caches compiled programs on disk, so that all tests and processes of a run compile each program once. The variable
-    SEGA_JAX_TEST_CACHE names a folder in which several runs share their programs."""
+    """Caches compiled programs on disk, so that each program is compiled once for all tests and processes of a run. The
+    variable SEGA_JAX_TEST_CACHE names a folder in which several runs share their programs.
+    """
     run = tmp_path_factory.getbasetemp()
     run = run.parent if "PYTEST_XDIST_WORKER" in os.environ else run
     jax.config.update("jax_compilation_cache_dir", os.environ.get("SEGA_JAX_TEST_CACHE") or str(run / "xla"))
