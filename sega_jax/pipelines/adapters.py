@@ -78,7 +78,7 @@ def lora_changes(models: Any, lora: str | Path | Mapping[str | Path, float]) -> 
     """Reads the weight changes of LoRAs without applying them; `sega_jax.weights.lora.merged` applies them.
 
     Args:
-        models: The networks, loaded or with shapes instead of parameters (`jax.ShapeDtypeStruct`).
+        models: The networks, with loaded parameters or only with their shapes (`jax.ShapeDtypeStruct`).
         lora: The LoRAs, in any form that `merge_lora` accepts.
 
     Raises:
@@ -151,7 +151,7 @@ def extended_tokenizer(models: Any, tokenizer: Any, words: str | Path | Mapping[
     """Returns the tokenizer that `add_words` would return, without changing the networks.
 
     Args:
-        models: The networks, loaded or with shapes instead of parameters (`jax.ShapeDtypeStruct`).
+        models: The networks, with loaded parameters or only with their shapes (`jax.ShapeDtypeStruct`).
         tokenizer, words: As for `add_words`.
 
     Raises:
@@ -164,7 +164,7 @@ def new_words(models: Any, tokenizer: Any, words: str | Path | Mapping[str, str 
     """Reads new words without adding them; `sega_jax.weights.textual_inversion.added` adds them.
 
     Args:
-        models: The networks, loaded or with shapes instead of parameters (`jax.ShapeDtypeStruct`).
+        models: The networks, with loaded parameters or only with their shapes (`jax.ShapeDtypeStruct`).
         tokenizer, words: As for `add_words`.
 
     Raises:

@@ -169,7 +169,7 @@ def _forms(
 
 
 def _missing(roles: Iterable[str]) -> str:
-    """Returns text that names the roles that a layer lacks to match the most similar form."""
+    """Describes the roles that are missing from a layer, compared with the most similar form."""
     present = set(roles)
     similar = [needed for form in FORMS for needed in form.needs if needed & present]
     if not similar:

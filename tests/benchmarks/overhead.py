@@ -1,7 +1,7 @@
 """How much time does the library add to the network's own time?
 
-The benchmark compares pipeline calls without decoding to a bare `lax.scan` loop. The loop runs the same UNet for the
-same rows, branches and steps, with only classifier-free guidance and DDIM's update. The difference is the cost of
+The benchmark compares pipeline calls, without decoding, with a bare `lax.scan` loop. The loop runs the same UNet for
+the same rows, branches and steps, with only classifier-free guidance and DDIM's update. The difference is the cost of
 semantic guidance, general solvers, per-row settings, seeds and work on the host. The two versions take turns. Run this
 from the root of the repository:
 

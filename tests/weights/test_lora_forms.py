@@ -55,7 +55,7 @@ def write(tmp_path):
 
 @pytest.fixture(scope="module")
 def every(models, tmp_path_factory):
-    """Merges a file with all forms, each for one linear layer and one convolution.
+    """Merges a file that contains every form, each for one linear layer and one convolution.
 
     Returns:
         The networks after the merge, and {form: {layer: function that computes the difference from the weight}}.
