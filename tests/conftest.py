@@ -35,8 +35,9 @@ def pytest_ignore_collect(collection_path, config):
     return None
 
 
-def pytest_collection_finish():
-    """Keeps the garbage collector from scanning all collected tests and imported modules again and again."""
+@pytest.fixture(scope="module", autouse=True)
+def _collect_only_new_objects():
+    """Keeps the garbage collector from going through imported modules, tests and compiled programs again and again."""
     gc.collect()
     gc.freeze()
 
