@@ -45,18 +45,23 @@ def atomic_folder(dest: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        sync_folder(dest.parent)
+        _sync_folder(dest.parent)
     finally:
         os.close(descriptor)
 
 
-def write_file(path: Path, data: bytes, *, replace: bool = False) -> None:
+def write_file(path: Path, data: bytes, *, replace: bool = False, owner: str = "") -> None:
     """Writes a file, and flushes both the file and its directory entry to the disk.
 
-    With `replace`, a link stays a link, and a device such as /dev/stdout is written to directly.
+    Args:
+        path: the file. With `replace`, a link stays a link, and a device such as /dev/stdout is written to directly.
+        data: the file's content.
+        replace: whether an existing file is replaced.
+        owner: a prefix for the process in the name of the hidden file, `.NAME.OWNERPROCESS-RANDOM`, which is written
+            first.
 
     Raises:
-        FileExistsError: the file exists, and `replace` is false.
+        FileExistsError: the file exists, and `replace` is false. If several processes create it, only one succeeds.
         OSError: the file cannot be written, for example because the disk is full. No partial file remains.
     """
     if replace:
@@ -66,18 +71,18 @@ def write_file(path: Path, data: bytes, *, replace: bool = False) -> None:
             return
     if not path.parent.is_dir():
         raise OSError(f"{path} cannot be written, because {path.parent} is not a folder; create it, or choose another")
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}")
+    unfinished = path.with_name(f".{path.name}.{owner}{os.getpid()}-{os.urandom(4).hex()}")
     try:
-        with full_disk(path, len(data)):
+        with _full_disk(path, len(data)):
             unfinished.write_bytes(data)
-            sync(unfinished)
+            _sync_entry(unfinished)
         if replace:
             unfinished.replace(path)
         else:
             _link(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    _sync_folder(path.parent)
 
 
 def _link(unfinished: Path, path: Path) -> None:
@@ -86,14 +91,15 @@ def _link(unfinished: Path, path: Path) -> None:
         path.hardlink_to(unfinished)
     except FileExistsError:
         raise FileExistsError(f"{path} exists; remove it, or choose a different name") from None
-    except OSError:  # the file system does not support links
+    except OSError:
+        # Buckets that are mounted as folders do not support links. Two processes may both succeed there.
         if path.exists():
             raise FileExistsError(f"{path} exists; remove it, or choose a different name") from None
         unfinished.rename(path)
 
 
 @contextmanager
-def full_disk(path: Path, size: int) -> Iterator[None]:
+def _full_disk(path: Path, size: int) -> Iterator[None]:
     """Explains a full-disk error that is raised inside a `with` block.
 
     Args:
@@ -133,17 +139,17 @@ def _sync(folder: Path) -> None:
     """Flushes all files to the disk, so that a power failure cannot leave an incomplete folder with the final name."""
     for path, _, names in os.walk(folder):
         for name in names:
-            sync(Path(path, name))
-        sync_folder(Path(path))
+            _sync_entry(Path(path, name))
+        _sync_folder(Path(path))
 
 
-def sync_folder(path: Path) -> None:
+def _sync_folder(path: Path) -> None:
     """Flushes the entries of a folder to the disk, if its file system supports this."""
     with suppress(OSError):
-        sync(path)
+        _sync_entry(path)
 
 
-def sync(path: Path) -> None:
+def _sync_entry(path: Path) -> None:
     """Flushes a file, or the entries of a folder, to the disk."""
     entry = os.open(path, os.O_RDONLY)
     try:

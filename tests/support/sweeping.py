@@ -33,6 +33,17 @@ def start(*words):
     return subprocess.Popen(command, env=os.environ | settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
+def hat_plan(source, seeds, scales, **options):
+    """Plans a small sweep over the seeds and the scales of one edit."""
+    ablation = sweep.Sweep(
+        model={"source": str(source)},
+        call={"prompt": "a cat", "steps": 3},
+        edits={"hat": {"warmup": 1, "threshold": 0.5}},
+        grid={"seed": range(seeds), "hat.scale": scales},
+    )
+    return sweep.plan(ablation, sweep.Facts.of(ablation), rows=2, **options)
+
+
 def records(folder):
     return pyarrow.parquet.read_table(folder / "records").to_pylist()
 

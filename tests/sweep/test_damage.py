@@ -1,12 +1,14 @@
 """Every damaged, missing or unknown file in a sweep is named and stops no report; damaged and missing files are made
 again."""
 
+import errno
 import json
 import shutil
+from contextlib import nullcontext
 
 import pytest
 from click.testing import CliRunner
-from support.sweeping import same
+from support.sweeping import hat_plan, same
 
 from sega_jax import sweep
 from sega_jax.cli.main import main
@@ -35,13 +37,7 @@ REPORTS = (
 
 @pytest.fixture(scope="module")
 def plan(least_folder):
-    ablation = sweep.Sweep(
-        model={"source": str(least_folder)},
-        call={"prompt": "a cat", "steps": 3},
-        edits={"hat": {"warmup": 1, "threshold": 0.5}},
-        grid={"seed": range(2), "hat.scale": [0, 3]},
-    )
-    return sweep.plan(ablation, sweep.Facts.of(ablation), rows=2, share=False)
+    return hat_plan(least_folder, 2, [0, 3], share=False)
 
 
 @pytest.fixture(scope="module")
@@ -95,18 +91,12 @@ def test_damaged_files_are_named_and_made_again(measured, done, plan, least, kin
         if kind == "metrics":
             path.write_bytes(data)
             continue
-        with pytest.warns(UserWarning, match=name) if path.exists() or kind == "pictures" else _quiet():
+        with pytest.warns(UserWarning, match=name) if path.exists() or kind == "pictures" else nullcontext():
             sweep.run(plan, measured, least)
         assert path.read_bytes() == data or kind == "records"
         assert sweep.problems(measured, verify=True) == []
     shutil.rmtree(measured / "metrics")
     same(measured, done)
-
-
-def _quiet():
-    import contextlib
-
-    return contextlib.nullcontext()
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -244,7 +234,7 @@ def test_a_folder_in_place_of_a_file(measured, plan, least, kind, tmp_path, monk
     assert f"{kind}/{path.name} cannot be read (Is a directory)" in shell("status", measured, "--verify").output
     assert shell("report", measured).exit_code == 0
     if kind != "metrics":
-        with pytest.raises(ValueError, match=f"{kind}/{path.name} cannot be removed"):
+        with pytest.raises(ValueError, match=rf"{kind}/{path.name} cannot be read \(Is a directory\); remove it"):
             sweep.run(plan, measured, least)
         path.rmdir()
         sweep.run(plan, measured, least)
@@ -288,3 +278,20 @@ def test_missing_output_folders(measured, tmp_path, command):
 def test_too_many_workers_are_refused(plan, least, measured):
     with pytest.raises(ValueError, match="should be from 1 to 1048576"):
         sweep.run(plan, measured, least, worker=(1, 10**22))
+
+
+def test_a_file_that_cannot_be_read_is_kept(measured, plan, least, monkeypatch):
+    """The reason may be a failure of the disk or the network, so the file may be intact."""
+    path, read = min((measured / "pictures").iterdir()), Store.read
+
+    def failing(store, name):
+        if name.endswith(path.name):
+            raise OSError(errno.EIO, "Input/output error")
+        return read(store, name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "read", failing)
+        with pytest.raises(ValueError, match=r"cannot be read \(Input/output error\)"):
+            sweep.run(plan, measured, least)
+    assert path.exists()
+    assert sweep.problems(measured, verify=True) == []

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from support.sweeping import same
+from support.sweeping import hat_plan, same
 
 from convert.__main__ import main as convert
 from sega_jax import sweep
@@ -34,13 +34,7 @@ def disk(tmp_path):
 
 @pytest.fixture(scope="module")
 def plan(least_folder):
-    ablation = sweep.Sweep(
-        model={"source": str(least_folder)},
-        call={"prompt": "a cat", "steps": 3},
-        edits={"hat": {"warmup": 1, "threshold": 0.5}},
-        grid={"seed": range(4), "hat.scale": [-4, 2, 3]},
-    )
-    return sweep.plan(ablation, sweep.Facts.of(ablation), rows=2)
+    return hat_plan(least_folder, 4, [-4, 2, 3])
 
 
 def test_a_sweep(disk, plan, least, tmp_path):

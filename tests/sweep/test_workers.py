@@ -9,7 +9,7 @@ import time
 
 import pytest
 from support import sweeping
-from support.sweeping import same
+from support.sweeping import hat_plan, same
 
 from sega_jax import sweep
 from sega_jax.sweep.running import leases
@@ -19,13 +19,7 @@ from sega_jax.sweep.running.store import Store, host
 
 @pytest.fixture(scope="module")
 def plan(least_folder):
-    ablation = sweep.Sweep(
-        model={"source": str(least_folder)},
-        call={"prompt": "a cat", "steps": 3},
-        edits={"hat": {"warmup": 1, "threshold": 0.5}},
-        grid={"seed": range(4), "hat.scale": [-4, 2, 3]},
-    )
-    return sweep.plan(ablation, sweep.Facts.of(ablation), rows=2, share=False)
+    return hat_plan(least_folder, 4, [-4, 2, 3], share=False)
 
 
 @pytest.fixture(scope="module")

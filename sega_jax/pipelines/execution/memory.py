@@ -9,8 +9,8 @@ from typing import Any
 
 import jax
 
-# Programs are analysed only if their states and pictures take more than this fraction of the memory. For a Stable
-# Diffusion picture, the UNet's temporary memory is about 600 times the size of the state and the picture together.
+# Programs are analysed only if their pictures take more than this fraction of the memory. The analysis takes time, and
+# a network's temporary memory is much larger than its pictures.
 _SMALL = 1e-3
 _REMEDY = (
     "reduce the number of pictures, the number of concepts or the picture size, use rows_at_once or tiled if the call"
@@ -85,8 +85,8 @@ def check_programs(programs: Mapping[str, Any], shape: tuple[int, ...], device: 
         needed = analysis.temp_size_in_bytes + analysis.argument_size_in_bytes + analysis.output_size_in_bytes
         if needed > memory_of(device):
             raise MemoryError(
-                f"a batch of shape {shape} (rows first) needs {_gib(needed)} to {name}, but there are"
-                f" {_gib(memory_of(device))} of memory; {_REMEDY}"
+                f"a batch of shape {shape} (rows first) needs {_gib(needed)} to {name}, but only"
+                f" {_gib(memory_of(device))} of memory is available; {_REMEDY}"
             )
 
 

@@ -25,27 +25,29 @@ from sega_jax.sweep.running.folder import (
 _THREADS = 8  # that read files
 
 
-def intact(folder: Folder, plan: Plan, number: int, *, sizes: Mapping[str, int] | None = None) -> Recorded:
-    """Returns the records of a batch's intact pictures.
+def intact(folder: Folder, plan: Plan, recorded: Recorded, *, sizes: Mapping[str, int] | None = None) -> Recorded:
+    """Returns the records of the intact pictures among a batch's recorded pictures.
 
     Args:
-        sizes: {name: size} of the files of pictures, which are compared with the records. None reads all pictures.
+        recorded: the batch's records.
+        sizes: {name: size} of the pictures' files, listed after the records were read, because a run that is in
+            progress writes pictures before their records. The sizes are compared with the records. None reads the
+            pictures.
     """
-    rows, problems = folder.recorded(plan, number)
-    whole = {}
-    for name, row in rows.items():
-        file = picture(plan, name)
-        problem, words = None, None
-        if row["file"] is not None and sizes is None:
-            data, problem = folder.read(file)
-            words = damage(row, data)
-        elif row["file"] is not None and sizes is not None:
-            words = wrong_size(row, sizes.get(Path(file).name))
-        if words is None:
-            whole[name] = row
-        else:
-            problems.append(problem or Problem(file, words))
-    return Recorded(whole, problems)
+    rows, problems = {}, list(recorded.problems)
+    for name, row in recorded.rows.items():
+        file, problem = picture(plan, name), None
+        if row["file"] is not None:
+            if sizes is None:
+                data, problem = folder.read(file)
+                words = damage(row, data)
+            else:
+                words = wrong_size(row, sizes.get(Path(file).name))
+            if words is not None:
+                problems.append(problem or Problem(file, words))
+                continue
+        rows[name] = row
+    return Recorded(rows, problems)
 
 
 def damage(row: Mapping[str, Any], data: bytes | None) -> str | None:
@@ -71,27 +73,18 @@ def remove_damaged(folder: Folder, plan: Plan, batches: Iterable[int], progress:
     """Removes the damaged files of batches with a warning, so that they are made again.
 
     In folders, all files are read. At addresses, only the sizes of pictures are compared, because reading takes long.
+
+    Raises:
+        ValueError: a file cannot be read. It may be intact, so it is not removed.
     """
-    parts = folder.store.names(RECORDS)
-    begun = [i for i in batches if not parts.isdisjoint(Path(file).name for file in (part(i), unfinished_part(i)))]
-    sizes = None if folder.store.local else folder.store.sizes(PICTURES)
-    problems: list[Problem] = []
-    with (
-        bar(len(begun), "batch", progress, desc="checking", leave=False) as progress_bar,
-        ThreadPoolExecutor(_THREADS, "reads") as pool,
-    ):
-        for found in pool.map(lambda number: intact(folder, plan, number, sizes=sizes).problems, begun):
-            problems += found
-            progress_bar.update(1)
-    for problem in problems:
-        try:
-            folder.store.remove(problem.file)
-        except OSError as error:
-            raise ValueError(
-                f"{folder}/{problem.file} cannot be removed ({error.strerror or error}); remove it"
-            ) from None
-    if problems:
-        shown = "; ".join(map(str, problems[:5])) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+    found = _problems(folder, plan, batches, verify=folder.store.local, progress=progress)
+    for problem in found:
+        if problem.unreadable:
+            raise ValueError(f"{folder}/{problem}")
+    for problem in found:
+        folder.store.remove(problem.file)
+    if found:
+        shown = "; ".join(map(str, found[:5])) + (f"; and {len(found) - 5} more" if len(found) > 5 else "")
         warn(f"damaged files in {folder} are made again: {shown}")
 
 
@@ -103,30 +96,39 @@ def problems(folder: Folder, plan: Plan, *, verify: bool) -> Iterator[Problem]:
         plan: the stage's plan.
         verify: whether to read all pictures. Otherwise only their sizes are checked.
     """
-    # A run may write files at the same time. It writes pictures before their records, so the records are read first.
-    parts = folder.store.names(RECORDS)
-    numbers = {Path(file(i)).name: i for i in range(len(plan.batches)) for file in (part, unfinished_part)}
-    begun = sorted({numbers[name] for name in parts if name in numbers})
-    with ThreadPoolExecutor(_THREADS, "reads") as pool:
-        if verify:
-            found = [one.problems for one in pool.map(lambda number: intact(folder, plan, number), begun)]
-            sizes = folder.store.sizes(PICTURES)
-        else:
-            recorded = list(pool.map(lambda number: folder.recorded(plan, number), begun))
-            sizes = folder.store.sizes(PICTURES)
-            found = [[*one.problems, *_wrong_sizes(plan, one, sizes)] for one in recorded]
-    for some in found:
-        yield from some
+    yield from _problems(folder, plan, range(len(plan.batches)), verify=verify, progress=False)
     for metric in sorted(folder.store.names(METRICS)):
         if not metric.startswith("."):
             _, problem = metric_values(folder, f"{METRICS}/{metric}")
             if problem is not None:
                 yield problem
-    known = {f"{name}.{plan.format}" for batch in plan.batches for name in batch.names}
-    for kind, unknown in ((PICTURES, set(sizes) - known), (RECORDS, parts - set(numbers))):
-        for name in sorted(unknown):
+    known = {
+        PICTURES: {Path(picture(plan, name)).name for batch in plan.batches for name in batch.names},
+        RECORDS: {Path(file(i)).name for i in range(len(plan.batches)) for file in (part, unfinished_part)},
+    }
+    for kind, names in known.items():
+        for name in sorted(folder.store.names(kind) - names):
             if not name.startswith("."):
                 yield Problem(f"{kind}/{name}", "is not part of this sweep")
+
+
+def _problems(
+    folder: Folder, plan: Plan, batches: Iterable[int], *, verify: bool, progress: bool | None
+) -> list[Problem]:
+    """Returns the damaged and missing files of batches; see `problems`."""
+    parts = folder.store.names(RECORDS)
+    begun = [i for i in batches if not parts.isdisjoint(Path(file).name for file in (part(i), unfinished_part(i)))]
+    problems: list[Problem] = []
+    with (
+        bar(len(begun), "batch", progress, desc="checking", leave=False) as progress_bar,
+        ThreadPoolExecutor(_THREADS, "reads") as pool,
+    ):
+        recorded = list(pool.map(lambda number: folder.recorded(plan, number), begun))
+        sizes = None if verify else folder.store.sizes(PICTURES)
+        for one in pool.map(lambda one: intact(folder, plan, one, sizes=sizes), recorded):
+            problems += one.problems
+            progress_bar.update(1)
+    return problems
 
 
 def metric_values(folder: Folder, file: str) -> tuple[dict[str, float | None], Problem | None]:
@@ -140,10 +142,3 @@ def metric_values(folder: Folder, file: str) -> tuple[dict[str, float | None], P
         return {}, Problem(file, "is not a metric; remove it")
     except ValueError as error:
         return {}, Problem(file, f"{error}; measure it again")
-
-
-def _wrong_sizes(plan: Plan, recorded: Recorded, sizes: Mapping[str, int]) -> Iterator[Problem]:
-    for name, row in recorded.rows.items():
-        file = picture(plan, name)
-        if row["file"] and (words := wrong_size(row, sizes.get(Path(file).name))):
-            yield Problem(file, words)

@@ -8,11 +8,11 @@
     metrics/NAME.parquet         a number for each measured picture
     stages/stage1/               in a cascade: the folder of an earlier stage, whose pictures are arrays of floats
 
-Every file is either complete or absent. A picture is written as soon as it is made, and recorded at most a second
-later. A picture is done when it is recorded. If a batch is interrupted, its program runs again, because pictures are
-the same bit for bit only in the same batch. The pictures that are already recorded are kept. Several workers may share
-the folder. Two workers may make the same picture, but it is recorded once, because a finished batch has one file of
-records.
+Every file is either complete or absent. A picture is written as soon as it is made, and recorded as soon as the other
+pictures of its call are written. A picture is done when it is recorded. If a batch is interrupted, its program runs
+again, because pictures are the same bit for bit only in the same batch. The pictures that are already recorded are
+kept. Several workers may share the folder. Two workers may make the same picture, but it is recorded once, because a
+finished batch has one file of records.
 """
 
 from pathlib import Path
@@ -30,6 +30,7 @@ class Problem(NamedTuple):
 
     file: str  # the path within the folder
     words: str  # the rest of the sentence, such as "is empty"
+    unreadable: bool = False  # whether the file cannot be read, so it may be intact
 
     def __str__(self) -> str:
         return f"{self.file} {self.words}"
@@ -147,7 +148,7 @@ class Folder:
             return self.store.read(file), None
         except OSError as error:
             reason = f"cannot be read ({error.strerror or error}); remove it, or change its permissions"
-            return None, Problem(file, reason)
+            return None, Problem(file, reason, unreadable=True)
 
 
 def part(number: int) -> str:

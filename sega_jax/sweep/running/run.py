@@ -132,8 +132,6 @@ def run(
             "a cascade loads its stages one after another and cannot use a loaded pipe; remove the argument `pipe`"
         )
     where, loader = Folder(folder), stages.Loader(pipe)
-    if where.store.has("plan.json"):
-        where.begin(plan)  # refuses a folder with a different plan before anything in it is changed
     unfinished = _unfinished(plan, where, number, workers, progress)
     if unfinished:
         check_files(plan)
@@ -158,7 +156,7 @@ def _unfinished(plan: Plan, where: Folder, worker: int, workers: int, progress: 
     for stage in reversed(plan.chain):
         folder = where.of(stage, plan)
         if folder.store.has("plan.json"):
-            folder.begin(stage)
+            folder.begin(stage)  # refuses a folder with a different plan before anything in it is changed
             remove_damaged(folder, stage, stage.shares(workers)[worker], progress)
         if not folder.missing(stage):
             break
@@ -233,7 +231,7 @@ class _Run:
                 if not holds():
                     break
                 # Another worker may have made pictures of the batch in the meantime.
-                kept = intact(self.folder, self.plan, i).rows
+                kept = intact(self.folder, self.plan, self.folder.recorded(self.plan, i)).rows
                 progress_bar.update(len(kept) - recorded[i])
                 if len(kept) == pictures[i] and self.folder.store.has(part(i)):
                     continue
@@ -296,9 +294,9 @@ class _Run:
         try:
             if batch.shares:
                 # There is only one part, unless fewer rows than planned fit into memory.
-                for part in sharing.parts(points, rows):
-                    members = [points[i] for i in part]
-                    self._call(batch, members, part, rows, writer, sharing.schedule(members, batch.calls, rows))
+                for indices in sharing.parts(points, rows):
+                    members = [points[i] for i in indices]
+                    self._call(batch, members, indices, rows, writer, sharing.schedule(members, batch.calls, rows))
             else:
                 for first in range(0, len(points), rows):
                     members = points[first : first + rows]

@@ -11,11 +11,10 @@ import os
 import re
 import socket
 import uuid
-from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
 
-from sega_jax.weights.destination import full_disk, sync, sync_folder
+from sega_jax.weights.destination import write_file
 
 
 class Store:
@@ -77,9 +76,7 @@ class Store:
     def write(self, name: str, data: bytes) -> None:
         """Writes a file, replacing an existing one."""
         if self.local:
-            with self._unfinished(name, data) as (unfinished, path):
-                os.replace(unfinished, path)
-            sync_folder(path.parent)
+            write_file(Path(self._path(name)), data, replace=True, owner=f"{host()}-")
         else:
             self._files.pipe_file(self._path(name), data)  # object stores show a file only when it is complete
 
@@ -89,20 +86,10 @@ class Store:
         Raises:
             FileExistsError: the file already exists.
         """
-        if not self.local:
+        if self.local:
+            write_file(Path(self._path(name)), data, owner=f"{host()}-")
+        else:
             self._files.pipe_file(self._path(name), data, mode="create")
-            return
-        with self._unfinished(name, data) as (unfinished, path):
-            try:
-                os.link(unfinished, path)  # unlike a rename, a link never replaces a file
-            except FileExistsError:
-                raise
-            except OSError:
-                # Buckets that are mounted as folders do not support links. Two processes may both succeed there.
-                if path.exists():
-                    raise FileExistsError(path) from None
-                os.replace(unfinished, path)
-            sync_folder(path.parent)
 
     def remove(self, name: str) -> None:
         """Removes a file if it exists."""
@@ -130,19 +117,6 @@ class Store:
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
-
-    @contextlib.contextmanager
-    def _unfinished(self, name: str, data: bytes) -> Iterator[tuple[Path, Path]]:
-        """Writes the data to a hidden file next to the named one, yields both paths, and removes the hidden file."""
-        path = Path(self._path(name))
-        unfinished = path.with_name(f".{path.name}.{host()}-{os.getpid()}-{os.urandom(4).hex()}")
-        try:
-            with full_disk(path, len(data)):
-                unfinished.write_bytes(data)
-                sync(unfinished)
-            yield unfinished, path
-        finally:
-            unfinished.unlink(missing_ok=True)
 
 
 @cache

@@ -141,14 +141,12 @@ class BatchWriter:
         elif finite and not flagged:
             settings = metadata.picture_metadata(self._plan, point, self._pipe)
             data = png.encoded(Image.fromarray(image), self._plan.format, settings)
-        file = None if data is None else picture(self._plan, name)
-        # A process that was killed may have written the picture without recording it.
-        if (
-            data is not None
-            and file is not None
-            and (file not in self._present or self._folder.store.read(file) != data)
-        ):
-            self._folder.store.write(file, data)
+        file = None
+        if data is not None:
+            file = picture(self._plan, name)
+            # A process that was killed may have written the picture without recording it.
+            if file not in self._present or self._folder.store.read(file) != data:
+                self._folder.store.write(file, data)
         return metadata.record(self._plan, point, self._pipe) | {
             "name": name,
             "file": file,
