@@ -111,8 +111,8 @@ def fill(
 def _contiguous(array: np.ndarray) -> np.ndarray:
     """Returns a C-contiguous copy of an array, or the array itself if it is already C-contiguous.
 
-    The last axis of a kernel is the first axis in torch's files. The array is therefore copied in slices of the last
-    axis, each of which fits in the processor's cache.
+    The last axis of a kernel is the first axis in torch's files. So the array is copied in slices of the last axis
+    that fit in the processor's cache.
     """
     if array.flags.c_contiguous:
         return array
