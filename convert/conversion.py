@@ -19,6 +19,7 @@ from sega_jax.pipelines.load_options import whole_dtype
 from sega_jax.pipelines.loading import describe
 from sega_jax.pipelines.messages import warn
 from sega_jax.pipelines.progress import bar
+from sega_jax.pipelines.recommended import FILE as RECOMMENDED
 from sega_jax.pipelines.sources import find, names_file
 from sega_jax.pipelines.weight_files import open_weights
 from sega_jax.systems.base import listed
@@ -33,7 +34,7 @@ from sega_jax.weights.write import Network, Part, as_json, checkpoint_bytes, wri
 FORMS = ("orbax", "diffusers")
 DTYPES = ("float32", "float16", "bfloat16")
 # Files to copy in addition to the folders that model_index.json lists.
-_DOCUMENTS = ("README*", "LICENSE*")
+_DOCUMENTS = (RECOMMENDED, "README*", "LICENSE*")
 _TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 

@@ -38,6 +38,7 @@ from sega_jax.pipelines.loading import load as load
 from sega_jax.pipelines.pipeline import Output as Output
 from sega_jax.pipelines.pipeline import Pipeline as Pipeline
 from sega_jax.pipelines.png import sheet as sheet
+from sega_jax.pipelines.recommended import Recommended as Recommended
 from sega_jax.pipelines.recording import load_guidance as load_guidance
 from sega_jax.pipelines.recording import save_guidance as save_guidance
 from sega_jax.systems.base import Checkpoint as Checkpoint

@@ -3,18 +3,17 @@
 Words that would be misread, such as words with a leading minus, are written as a JSON string: '"-glasses":scale=6'.
 """
 
-import dataclasses
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-from sega_jax.demo import settings
+from sega_jax.demo.settings import RECOMMENDED
 from sega_jax.demo.training.wording import known_words
 from sega_jax.method.argument_kinds import Integer
 from sega_jax.method.arguments import arguments
 from sega_jax.method.guidance import Edit
-from sega_jax.method.schedules.spacing import NAMED
+from sega_jax.method.guidance.edits import THRESHOLD, WARMUP
 from sega_jax.pipelines.messages import warn
 
 _SETTINGS = {name: one for name, one in arguments(Edit).items() if name != "concept"}
@@ -22,32 +21,17 @@ _SETTINGS = {name: one for name, one in arguments(Edit).items() if name != "conc
 DEMO_WORDS = ("glasses", "sunglasses", "smile", "beard", "hat", "beanie", "curly hair", "blue hair", "hoodie")
 
 
-class Defaults(NamedTuple):
-    """The default settings of edits: one set for edits that add a concept, and another for edits that remove one."""
-
-    add: Edit
-    remove: Edit
-
-
-LIBRARY = Defaults(Edit(""), Edit("", scale=-Edit("").scale))
-
-
-def demo(steps: int | str = settings.STEPS) -> Defaults:
-    """Returns the demo model's defaults for a call with `steps` steps."""
-    steps = sum(NAMED[steps]) if isinstance(steps, str) else steps
-    return Defaults(settings.add("", steps=steps), settings.remove("", steps=steps))
-
-
 def help_text() -> str:
     """Returns the part of the help page that lists the default settings of edits."""
+    steps = RECOMMENDED.call["steps"]
 
-    def values(edit: Edit) -> str:
-        return f"scale={abs(edit.scale):g},threshold={edit.threshold:g},warmup={edit.warmup}"
+    def values(scale: float) -> str:
+        edit = RECOMMENDED.edit(Edit("", scale=scale), steps)
+        return f"threshold={edit.threshold:g},warmup={edit.warmup}"
 
-    add, remove = demo()
     return (
-        f"[default: {values(LIBRARY.add)}; for the demo model with {settings.STEPS} steps {values(add)} to add, and"
-        f" {values(remove)} to remove]"
+        f"[default: scale={Edit('').scale:g},threshold={THRESHOLD:g},warmup={WARMUP}, unless the checkpoint recommends"
+        f" other values; the demo model with {steps} steps recommends {values(1)} to add, and {values(-1)} to remove]"
     )
 
 
@@ -60,7 +44,7 @@ def check_known(edit: Edit) -> None:
         )
 
 
-def parse_edit(text: str, defaults: Defaults = LIBRARY) -> Edit:
+def parse_edit(text: str) -> Edit:
     """Parses an edit of the form `[-]WORDS[:NAME=VALUE,...]`. A leading minus means that the edit removes the concept.
 
     Raises:
@@ -83,11 +67,11 @@ def parse_edit(text: str, defaults: Defaults = LIBRARY) -> Edit:
         except ValueError:
             kind = "a whole number" if is_integer else "a number"
             raise ValueError(f"--edit {text!r}: {name}={value!r} should be {kind}") from None
-    if removes and "scale" in values:
-        if values["scale"] < 0:
+    if removes:
+        if values.get("scale", 0) < 0:
             raise ValueError(f"--edit {text!r}: the leading minus already removes the concept; give a positive scale")
-        values["scale"] = -values["scale"]
-    return dataclasses.replace(defaults.remove if removes else defaults.add, concept=words, **values)
+        values["scale"] = -values.get("scale", Edit("").scale)
+    return Edit(words, **values)
 
 
 def _quoted(text: str) -> tuple[str, str] | None:
@@ -124,19 +108,16 @@ def _plain_words(text: str) -> tuple[str, str]:
     return words, rest
 
 
-def format_edit(edit: Edit, defaults: Defaults = LIBRARY) -> str:
-    """Writes an edit in the notation of `parse_edit`, with all settings that differ from the defaults."""
+def format_edit(edit: Edit) -> str:
+    """Writes an edit in the notation of `parse_edit`, with all settings that differ from those of `Edit`."""
     minus = "-" if edit.scale < 0 else ""
-    default = defaults.remove if minus else defaults.add
-    values = {name: getattr(edit, name) for name in _SETTINGS}
-    values = {name: value for name, value in values.items() if value not in (None, getattr(default, name))}
-    if minus and "scale" in values:
-        values["scale"] *= -1
+    values = {name: getattr(edit, name) for name in _SETTINGS} | {"scale": abs(edit.scale)}
+    values = {name: value for name, value in values.items() if value not in (None, _SETTINGS[name].default)}
     listed = ",".join(f"{name}={_plain(value)}" for name, value in values.items())
     listed = f":{listed}" if listed else ""
     plain = f"{minus}{edit.concept}{listed}"
     try:
-        if parse_edit(plain, defaults) == edit:
+        if parse_edit(plain) == edit:
             return plain
     except ValueError:
         pass

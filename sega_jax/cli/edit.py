@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import click
 
 from sega_jax.cli import adapters, stages
-from sega_jax.cli.concepts import LIBRARY, check_known, demo, describe, help_text, parse_edit
+from sega_jax.cli.concepts import check_known, describe, help_text, parse_edit
 from sega_jax.cli.edit_run import SEEDS, Job, most_seeds, run, seeds_of
 from sega_jax.cli.options import (
     OF_THIS_MACHINE,
@@ -22,7 +22,6 @@ from sega_jax.cli.options import (
     shell_arguments,
 )
 from sega_jax.cli.terminal import echo, remember_compilations, versions, writable
-from sega_jax.demo import settings
 from sega_jax.method.arguments import arguments
 from sega_jax.method.guidance import Edit
 from sega_jax.pipelines import loading, sources
@@ -33,7 +32,7 @@ from sega_jax.pipelines.pipeline import Pipeline
 from sega_jax.pipelines.progress import plainly
 from sega_jax.systems.base import System
 from sega_jax.systems.images import read as read_picture
-from sega_jax.systems.registry import in_words, named, starting_systems, systems
+from sega_jax.systems.registry import in_words, starting_systems, systems
 from sega_jax.systems.sizes import shape_from
 
 _MODEL = click.Option(
@@ -142,8 +141,7 @@ def edit(model: str | None, prompt: str, edits: tuple[str, ...], out: str, **opt
                 " --revision out"
             )
         seeds = _check_early(given)
-        defaults = LIBRARY if model is not None else demo(_steps(given))
-        concepts = [parse_edit(text, defaults) for text in edits]
+        concepts = [parse_edit(text) for text in edits]
         if model is None:
             for one in concepts:
                 check_known(one)
@@ -154,9 +152,12 @@ def edit(model: str | None, prompt: str, edits: tuple[str, ...], out: str, **opt
         name = model or "the demo model"
         _check_family(source.system, name, given)
         call = {name: value for name, value in given.call.items() if name not in SEEDS}
-        call = ({} if model is not None else settings.CALL) | parsed(source.system.call, call)
+        call = parsed(source.system.call, call)
         remember_compilations()
         pipe, make = _load(source, model, given, name)
+        call = {**pipe.recommended.call, **call}
+        calls = len(pipe.system.sampler.table(pipe.system.call(prompt, **call), pipe.scheduler).call)
+        concepts = [pipe.recommended.edit(one, calls) for one in concepts]
         job = _job(pipe, prompt, concepts, seeds, call, given)
         job = job._replace(known={"model": None if model is None else sources.place(source)[0], **job.known})
         most = most_seeds(len(pipe.devices), bool(given.stages.get("low_memory")))
@@ -165,11 +166,6 @@ def edit(model: str | None, prompt: str, edits: tuple[str, ...], out: str, **opt
                 f"pictures with NaN or infinity were not written: {', '.join(missing)}; lower the scales of"
                 " the edits, or try --dtype float32"
             )
-
-
-def _steps(given: Command) -> int | str:
-    text = given.call.get("steps")
-    return settings.STEPS if text is None else parsed(named("stable_diffusion").call, {"steps": text})["steps"]
 
 
 def _check_early(given: Command) -> list[int]:
@@ -244,6 +240,9 @@ def _job(
     echo(f"{prompt!r}, {'seed' if len(seeds) == 1 else 'seeds'} {shown}, {values['steps']} steps")
     for one in concepts:
         echo(f"  {describe(one)}")
+    recommended = pipe.recommended.call
+    if used := {name: call[name] for name in recommended if call[name] == recommended[name]}:
+        echo(f"  as the checkpoint recommends: {', '.join(f'{name} {value:g}' for name, value in used.items())}")
     sizes = pipe.system.sampler.sizes(pipe.models)
     picture = read_picture(call["image"]).shape[1:3] if "image" in call else None
     height, width, _ = shape_from(sizes, call.get("height"), call.get("width"), picture)
@@ -255,6 +254,7 @@ def _job(
         "edits": [dataclasses.asdict(one) for one in concepts],
         "seed": None,
         **{name: value for name, value in values.items() if value is not None},
+        **({"recommended": dict(recommended)} if recommended else {}),
         **given.stages,
         **{name: value for name, value in given.load.items() if name not in ("revision", *OF_THIS_MACHINE)},
         **given.adapters,

@@ -7,10 +7,10 @@ from typing import Any
 import click
 
 from sega_jax.cli import adapters, stages
-from sega_jax.cli.concepts import LIBRARY, complete, demo, format_edit
+from sega_jax.cli.concepts import complete, format_edit
 from sega_jax.cli.options import command_words, load_arguments
 from sega_jax.cli.terminal import echo, quoted
-from sega_jax.demo import settings
+from sega_jax.demo.settings import RECOMMENDED
 from sega_jax.method.arguments import arguments
 from sega_jax.method.guidance import Edit
 from sega_jax.pipelines import png
@@ -30,9 +30,8 @@ def info(file: Path) -> None:
     with plainly():
         known = png.settings(file)
         try:
-            defaults = demo(known["steps"]) if known["model"] is None else LIBRARY
             edits = [Edit(**one) for one in known["edits"]]
-            known["edits"] = [format_edit(one, defaults) for one in edits]
+            known["edits"] = [format_edit(one) for one in edits]
             words = _words(known)
             if isinstance(known.get("seed"), list):
                 known["seed"] = arguments(Call)["seed"].kind.show(known["seed"])
@@ -57,16 +56,20 @@ def info(file: Path) -> None:
 
 
 def _words(known: Mapping[str, Any]) -> list[str]:
-    """Returns the shell command, as a list of arguments, that makes a picture with the given settings."""
+    """Returns the shell command, as a list of arguments, that makes a picture with the given settings.
+
+    The command names all settings that the checkpoint recommended, so that it does not depend on recommendations.
+    """
     words = ["sega-jax", "edit"]
     for name in ("model", "revision"):
         words += [] if known.get(name) is None else [f"--{name}", known[name]]
     words += ["--prompt", known["prompt"]]
     for one in known["edits"]:
         words += ["--edit", one]
-    defaults = {"seed": 0} | (settings.CALL if known["model"] is None else {})
-    call = named(known.get("system", "stable_diffusion")).call
-    words += command_words(call, {name: _tuples(value) for name, value in known.items()}, defaults)
+    system = named(known.get("system", "stable_diffusion"))
+    recommended = known.get("recommended", RECOMMENDED.call if known["model"] is None else ())
+    defaults = {"seed": 0} | dict.fromkeys(recommended)
+    words += command_words(system.call, {name: _tuples(value) for name, value in known.items()}, defaults)
     words += stages.words(known)
     load = {name: value for name, value in known.items() if name != "revision"}
     words += command_words(LoadOptions, {name: value for name, value in load.items() if name in load_arguments()}, {})

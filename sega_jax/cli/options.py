@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from sega_jax.demo import settings
+from sega_jax.demo.settings import RECOMMENDED
 from sega_jax.method.argument_kinds import Choice, Flag
 from sega_jax.method.arguments import REQUIRED, Argument, arguments
 from sega_jax.pipelines.load_options import ADAPTERS, LoadOptions
@@ -79,8 +79,9 @@ def _shared_option(name: str, having: list[System]) -> click.Option:
             defaults.setdefault(one.kind.show(one.default), []).append(title)
     listed = [f"{value} for {in_words(titles)}" for value, titles in defaults.items()]
     listed = list(defaults) if len(defaults) == 1 else listed
-    if name in settings.CALL and settings.CALL[name] != first.default:
-        listed.append(f"{first.kind.show(settings.CALL[name])} for the demo model")
+    recommended = RECOMMENDED.call
+    if name in recommended and recommended[name] != first.default:
+        listed.append(f"{first.kind.show(recommended[name])} for the demo model")
     if listed:
         parts.append(f"[default: {'; '.join(listed)}]")
     return option(first, help=" ".join(filter(None, parts)))

@@ -29,6 +29,7 @@ from sega_jax.diffusers_api.torch_values import array, is_generator
 from sega_jax.method.argument_kinds import Flag, Opaque, Real
 from sega_jax.method.arguments import argument, arguments, changed, check_arguments
 from sega_jax.method.guidance import Edit
+from sega_jax.method.guidance.edits import THRESHOLD, WARMUP
 from sega_jax.method.numerics import floating
 from sega_jax.pipelines.messages import warn
 from sega_jax.systems.call import Call
@@ -233,10 +234,9 @@ class PipelineArguments:
 
     def _edits(self, concepts: list[Any]) -> list[Edit]:
         reverse = self._entries("reverse_editing_direction", len(concepts), False)
-        settings = {
-            field: self._entries(name, len(concepts), arguments(Edit)[field].default)
-            for name, field in _EDIT_FIELDS.items()
-        }
+        defaults = {field: one.default for field, one in arguments(Edit).items()}
+        defaults |= {"threshold": THRESHOLD, "warmup": WARMUP}
+        settings = {field: self._entries(name, len(concepts), defaults[field]) for name, field in _EDIT_FIELDS.items()}
         edits = [
             Edit(concept, **{field: entries[k] for field, entries in settings.items()})
             for k, concept in enumerate(concepts)

@@ -16,6 +16,7 @@ from sega_jax.diffusers_api.callbacks import StepEnd
 from sega_jax.diffusers_api.options import load_options
 from sega_jax.diffusers_api.switches import Switches, cast_to
 from sega_jax.diffusers_api.torch_values import Seeds, devices_of, is_key
+from sega_jax.method.arguments import arguments
 from sega_jax.method.schedules import Scheduler
 from sega_jax.nn.unet import UNet2DConditionModel
 from sega_jax.pipelines import sources
@@ -209,7 +210,9 @@ class DiffusersPipeline(Switches):
             call: the arguments.
             texts: the prompt, negative prompt and concepts, as for `PipelineArguments.native`.
         """
-        options = call.native(*texts)
+        # diffusers knows no recommended settings, so the family's defaults replace them.
+        declared = arguments(self.pipeline.system.call)
+        options = {name: declared[name].default for name in self.pipeline.recommended.call} | call.native(*texts)
         options.setdefault("progress", self._progress)
         if self._tiled:
             options["tiled"] = True

@@ -235,7 +235,10 @@ def unknown_arguments(
 
 
 def takes(
-    declaration: Callable[P, D], what: str, elsewhere: Callable[[str], str | None] = lambda name: None
+    declaration: Callable[P, D],
+    what: str,
+    elsewhere: Callable[[str], str | None] = lambda name: None,
+    defaults: Callable[[Any], Mapping[str, Any]] = lambda instance: {},
 ) -> Callable[[Callable[[S, D], R]], Callable[Concatenate[S, P], R]]:
     """Decorates a method whose only parameter is a declaration. The decorated method takes the declaration's arguments.
 
@@ -244,6 +247,8 @@ def takes(
     Args:
         declaration: A dataclass whose fields are declared with `argument`.
         what, elsewhere: See `unknown_arguments`.
+        defaults: A function that takes the method's instance, and returns {keyword argument: value} for arguments whose
+            defaults differ for this instance.
     """
 
     declared = inspect.signature(declaration)
@@ -252,7 +257,7 @@ def takes(
         @wraps(method)
         def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
             unknown_arguments(declaration, list(kwargs), what, elsewhere)  # type: ignore[arg-type]
-            return method(self, declaration(*args, **kwargs))
+            return method(self, declaration(*args, **{**defaults(self), **kwargs}))
 
         obj, *_ = inspect.signature(method).parameters.values()
         parameters = list(declared.parameters.values())

@@ -104,15 +104,12 @@ def prepare(call: Call, pipe: LoadedCheckpoint) -> Batch:
         negatives *= spread.total
     edits = _edits(call.edits, spread, check)
     rows, seeds = spread("prompt", prompts), None if call.key is not None else _seeds(call.seed, spread.total)
-    if not call.record:
-        edits = ordered(edits, call.momentum_scale)
-    stacked = Edits.stack(edits, momentum_scale=call.momentum_scale, momentum_beta=call.momentum_beta)
     context = Given(
         models=pipe.models,
         scheduler=pipe.scheduler,
         extras=pipe.extras,
         rows=spread.total,
-        n=stacked.scale.shape[1],
+        n=max(map(len, edits)),
         texts=rows,
         spread=spread,
         dtype=pipe.wide,
@@ -125,7 +122,11 @@ def prepare(call: Call, pipe: LoadedCheckpoint) -> Batch:
         # Distilled networks take the guidance scale as an input; edit directions are relative to the empty text.
         negatives = _texts("negative_prompt", system.text.negative(pipe.models, pipe.tokenizer, pipe.extras), check)
         negatives *= spread.total
+    edits = [tuple(pipe.recommended.edit(edit, len(setup.table.call)) for edit in row) for row in edits]
     _check_clocks(edits, len(setup.table.call), call)
+    if not call.record:
+        edits = ordered(edits, call.momentum_scale)
+    stacked = Edits.stack(edits, momentum_scale=call.momentum_scale, momentum_beta=call.momentum_beta)
     settings = Settings(
         key=_keys(seeds, call.key, spread.total),
         guidance_scale=spread.numbers("guidance_scale", call.guidance_scale)
@@ -266,13 +267,13 @@ def _edits(edits: Any, spread: Spread, check: Callable[[Any], Text]) -> list[tup
 def _check_clocks(rows: list[tuple[Edit, ...]], calls: int, call: Call) -> None:
     for edit in {id(edit): edit for row in rows for edit in row}.values():
         name = brief(edit.concept)
-        if edit.cooldown is not None and edit.cooldown <= edit.warmup:
+        if edit.cooldown is not None and edit.cooldown <= edit.begins:
             message = f"the edit {name} ends at cooldown={edit.cooldown}, before it begins at warmup={edit.warmup}"
             if call.strict:
                 raise ValueError(f"{message}; give a cooldown above the warmup, or None")
             acts = "only its momentum acts" if call.semantics == "diffusers" else "it has no effect"
             warn(f"{message}: {acts}")
-        elif edit.warmup >= calls:
+        elif edit.begins >= calls:
             counts = isinstance(call.steps, int) and call.steps != calls
             counted = f" (steps={call.steps} gives {calls} calls)" if counts else ""
             others = any(len(row) > 1 and any(edit is one for one in row) for row in rows)

@@ -352,7 +352,7 @@ def _outline(folder: Path, scheduler: Any, dtype: np.dtype, devices: Devices, ke
     replaced = {} if keeps_text else {"text_encoder": None}
     parts = loading.describe(folder, scheduler=scheduler, safety_checker=False, replaced=replaced)
     models = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), parts.models)
-    return Pipeline(parts.system, models, parts.tokenizer, parts.scheduler, devices, None, parts.extras)
+    return Pipeline(**parts._asdict() | {"models": models, "devices": devices, "safety": None})
 
 
 def _are_words(value: Any) -> bool:

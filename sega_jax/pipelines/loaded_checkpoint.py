@@ -14,6 +14,7 @@ from sega_jax.pipelines.components import as_scheduler, check_training
 from sega_jax.pipelines.execution.chunks import Chunks
 from sega_jax.pipelines.execution.devices import Devices
 from sega_jax.pipelines.execution.embedding_cache import EmbeddingCache
+from sega_jax.pipelines.recommended import Recommended
 from sega_jax.pipelines.safety import Safety
 from sega_jax.systems.base import System
 
@@ -30,6 +31,8 @@ class LoadedCheckpoint:
         safety: The checkpoint's safety checker; `pipe.safety = None` turns it off.
         extras: Further settings of the checkpoint, as the family's NamedTuple. For SDXL, these include whether a
             missing negative prompt is encoded as zeros.
+        recommended: The settings that the checkpoint recommends. Calls use them for all settings that the user does not
+            give. `pipe.recommended = sega_jax.Recommended()` restores the library's defaults.
 
     Raises:
         TypeError, ValueError: A component belongs to a different family, or the components do not fit together.
@@ -46,6 +49,7 @@ class LoadedCheckpoint:
         devices: Devices | Sequence[jax.Device] | None,
         safety: Safety | None = None,
         extras: Any = None,
+        recommended: Recommended | None = None,
     ):
         if not isinstance(system, System):
             raise TypeError(f"system={brief(system)} should be another pipeline's family (pipe.system)")
@@ -64,6 +68,7 @@ class LoadedCheckpoint:
         self._scheduler = None if system.checkpoint.scheduler is None else as_scheduler(scheduler)
         self.safety = safety
         self.extras = extras
+        self.recommended = Recommended() if recommended is None else recommended
         self.chunks = Chunks()
         self.embeddings = EmbeddingCache(system.text.encode, self.devices)
 
@@ -74,7 +79,7 @@ class LoadedCheckpoint:
         `Pipeline(**pipe.components)` creates a second pipeline that shares this one's weights and compiled programs but
         has its own scheduler.
         """
-        names = ("system", "models", "tokenizer", "scheduler", "devices", "safety", "extras")
+        names = ("system", "models", "tokenizer", "scheduler", "devices", "safety", "extras", "recommended")
         return {name: getattr(self, name) for name in names}
 
     def __repr__(self) -> str:

@@ -21,6 +21,8 @@ from sega_jax.pipelines.load_options import DEMO as DEMO
 from sega_jax.pipelines.messages import collected, warn
 from sega_jax.pipelines.network_sources import NetworkSource, find_network
 from sega_jax.pipelines.pipeline import Pipeline
+from sega_jax.pipelines.recommended import Recommended
+from sega_jax.pipelines.recommended import read as read_recommended
 from sega_jax.pipelines.safety import FeatureExtractor, Safety
 from sega_jax.pipelines.sources import Source, find
 from sega_jax.systems.base import System, listed
@@ -167,6 +169,7 @@ class Description(NamedTuple):
     scheduler: schedules.Scheduler | None
     safety: Safety | None
     extras: Any
+    recommended: Recommended = Recommended()
 
     @property
     def networks(self) -> dict[str, Any]:
@@ -219,7 +222,7 @@ def describe(
     tokenizer = checkpoint.tokenizer(folder, models, tokenizer)
     if not isinstance(safety_checker, Safety):
         safety_checker = _safety(folder) if safety_checker and checkpoint.notice(index) is None else None
-    return Description(system, models, tokenizer, scheduler, safety_checker, extras)
+    return Description(system, models, tokenizer, scheduler, safety_checker, extras, read_recommended(folder, system))
 
 
 def _safety(folder: Path) -> Safety | None:
@@ -267,7 +270,8 @@ def fill_pipeline(options: LoadOptions, resolved: Resolved, description: Descrip
     scheduler = description.scheduler
     if scheduler is not None:
         scheduler = _scheduler(options, resolved.source.name, scheduler, declarations)
-    pipe = Pipeline(description.system, models, tokenizer, scheduler, resolved.devices, safety, description.extras)
+    filled_parts = {"models": models, "tokenizer": tokenizer, "scheduler": scheduler, "safety": safety}
+    pipe = Pipeline(**description._asdict() | filled_parts | {"devices": resolved.devices})
     pipe.source = str(resolved.source.name)
     return pipe
 

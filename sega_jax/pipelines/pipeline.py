@@ -132,7 +132,7 @@ class Pipeline(LoadedCheckpoint):
         """
         unknown_arguments(self.system.call, list(arguments), f"a call of {self.system.title}", _elsewhere)
         with collected():
-            return prepare(self.system.call(*args, **arguments), self)
+            return prepare(self.system.call(*args, **{**self.recommended.call, **arguments}), self)
 
     def as_function(self, *args: Any, **arguments: Any) -> PureCall:
         """Returns a pure function of arrays that computes a call's pictures, and the function's arguments.
@@ -254,7 +254,7 @@ def pipeline_class(base: type[Pipeline], system: System) -> type[Pipeline]:
     methods = {}
     for public, method in (("__call__", base._call), ("compile", base._compile)):
         if getattr(base, public) is getattr(Pipeline, public):  # a subclass may override these methods
-            methods[public] = takes(system.call, call_name, _elsewhere)(method)
+            methods[public] = takes(system.call, call_name, _elsewhere, lambda pipe: pipe.recommended.call)(method)
             methods[public].__name__ = public
             methods[public].__qualname__ = f"{base.__name__}.{public}"
     members = {

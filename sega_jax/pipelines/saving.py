@@ -9,6 +9,7 @@ from sega_jax.nn.config import written
 from sega_jax.nn.safety import StableDiffusionSafetyChecker
 from sega_jax.pipelines.loaded_checkpoint import LoadedCheckpoint
 from sega_jax.pipelines.progress import bar
+from sega_jax.pipelines.recommended import FILE
 from sega_jax.systems.base import Network, Saved
 from sega_jax.systems.registry import CHECKER
 from sega_jax.weights.destination import atomic_folder
@@ -28,7 +29,7 @@ def save(pipe: LoadedCheckpoint, folder: str | Path, progress: bool | None = Non
     """Saves a pipeline as a checkpoint in diffusers layout.
 
     The checkpoint contains the current networks in their dtypes, with merged LoRAs and added words. It also contains
-    the tokenizers, the scheduler and the safety checker.
+    the tokenizers, the scheduler, the safety checker and the recommended settings (`pipe.recommended`).
 
     Args:
         pipe: The pipeline.
@@ -99,6 +100,8 @@ def _files(
     if pipe.safety is not None:
         files[Path("feature_extractor", "preprocessor_config.json")] = as_json(pipe.safety.feature_extractor.config)
         index |= {"feature_extractor": ["transformers", "CLIPImageProcessor"], "requires_safety_checker": True}
+    if pipe.recommended:
+        files[Path(FILE)] = as_json(pipe.recommended.as_dict())
     files[Path("model_index.json")] = as_json(index)
     return files
 

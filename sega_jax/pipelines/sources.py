@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from sega_jax.pipelines.messages import warn
+from sega_jax.pipelines.recommended import FILE as RECOMMENDED
 from sega_jax.pipelines.weight_files import check_variant, fetch_weights, open_weights
 from sega_jax.systems.base import System, listed
 from sega_jax.systems.registry import CHECKER, recognise, recognise_file, weight_stem
@@ -82,7 +83,7 @@ class Source(NamedTuple):
         stems = {part: weight_stem(self.system, part) for part in weights}
         assert self.repository is not None
         commit = self.commit if self.file is None else self.folder.name
-        fetch_weights(self.repository, commit, stems, variant, ["model_index.json", *files])
+        fetch_weights(self.repository, commit, stems, variant, ["model_index.json", RECOMMENDED, *files])
 
     def has_config(self, part: str) -> bool:
         """Returns whether the folder contains a network's config. Repositories are assumed to contain it."""

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from PIL import Image
 from support import tiny
 
-from sega_jax.demo import judge, settings
+from sega_jax.demo import judge
 from sega_jax.demo.attributes import ATTRIBUTES, COLUMN, WORDS, kind
 from sega_jax.demo.evaluate import diffusion, paella, report
 from sega_jax.demo.evaluate.evaluation import run
@@ -283,12 +283,6 @@ def test_batch_size_does_not_change_pictures(examiner):
     one, other = (PictureMaker(Editor(), examiner, batch)(requests) for batch in (5, 2))
     np.testing.assert_allclose(one.pixels, other.pixels, atol=1)
     assert (one.verdict.attributes == other.verdict.attributes).all()
-
-
-def test_recommended_settings():
-    assert settings.add("hat", steps=40, scale=2).warmup == 2 * settings.add("hat").warmup
-    assert settings.add("hat", steps=40, warmup=3).warmup == 3
-    assert settings.remove("hat").scale < 0 < settings.add("hat", cooldown=10).cooldown
 
 
 def test_unknown_words_and_studies_are_refused(tmp_path):

@@ -9,12 +9,11 @@ from click.testing import CliRunner
 from PIL import Image
 
 import sega_jax
-from sega_jax.cli.concepts import demo, format_edit, parse_edit
 from sega_jax.cli.main import main
-from sega_jax.demo import settings
 from sega_jax.demo.evaluate.measures import NAMES, effect, having, lacking
 from sega_jax.demo.evaluate.pictures import PictureMaker, Request
 from sega_jax.demo.judge import load_judge, look
+from sega_jax.demo.settings import RECOMMENDED
 from sega_jax.method.guidance import Edit
 from sega_jax.pipelines import png
 from sega_jax.pipelines.loading import DEMO
@@ -27,7 +26,8 @@ STEPS = 10  # half of the recommended number, to save time
 
 @pytest.fixture(scope="module")
 def maker(one_device):
-    return PictureMaker(sega_jax.load(devices=one_device), load_judge(), batch=4, call=settings.CALL | {"steps": STEPS})
+    call = {**RECOMMENDED.call, "steps": STEPS}
+    return PictureMaker(sega_jax.load(devices=one_device), load_judge(), batch=4, call=call)
 
 
 def size(folder):
@@ -56,8 +56,8 @@ def test_prompts_are_followed(maker):
 def test_edits_add_and_remove(maker):
     requests = [Request("a portrait of a man with a beard", seed) for seed in range(4)]
     before = maker(requests)
-    edits = [settings.add(word, steps=STEPS) for word in ("smile", "red clothes", "blue background")]
-    edits.append(settings.remove("beard", steps=STEPS))
+    edits = [Edit(word) for word in ("smile", "red clothes", "blue background")]
+    edits.append(Edit("beard", scale=-5))
     words = [edit.concept for edit in edits]
     assert [lacking(before, word)[i].item() for i, word in enumerate(words)] == [True, True, True, False]
     after = maker([request._replace(edits=(edit,)) for request, edit in zip(requests, edits, strict=True)])
@@ -76,30 +76,19 @@ def test_the_shell_uses_the_demo_model(tmp_path):
     result = runner.invoke(main, [*words, "--out", str(tmp_path)])
     assert not result.exit_code, result.output
     assert "Loaded the demo model: DDIMScheduler" in result.output
-    assert f"+ glasses: scale {settings.add('').scale:g}" in result.output
+    assert "+ glasses: scale 5, threshold 0.7, from call 8" in result.output
+    assert "as the checkpoint recommends: steps 20, guidance_scale 4, momentum_scale 0.4" in result.output
     made = [np.asarray(Image.open(tmp_path / f"0001-{name}.png")) for name in ("original", "edited")]
     assert look(load_judge(), np.stack(made), 2).words[:, NAMES.index("glasses")].tolist() == [False, True]
     # `info` prints a command without a model, since the demo model is the default.
     known = png.settings(tmp_path / "0001-edited.png")
     assert known["model"] is None
-    assert known["steps"] == settings.STEPS
+    assert known["steps"] == RECOMMENDED.call["steps"]
     output = runner.invoke(main, ["info", str(tmp_path / "0001-edited.png")]).output
     command = output.splitlines()[-1]
     assert "--model" not in command
-    assert "--edit glasses " in command
-
-
-@pytest.mark.parametrize("steps", [20, 50])
-def test_edits_with_demo_defaults_round_trip(steps):
-    defaults = demo(steps)
-    for text in ("glasses", "-glasses", "glasses:scale=3", "-hat:threshold=0.85,warmup=11", "x:momentum_scale=0.1"):
-        edit = parse_edit(text, defaults)
-        assert parse_edit(format_edit(edit, defaults), defaults) == edit
-        assert format_edit(edit, defaults) == text
-    assert parse_edit("glasses", defaults) == settings.add("glasses", steps=steps)
-    assert parse_edit("-glasses", defaults) == settings.remove("glasses", steps=steps)
-    assert parse_edit("-glasses:scale=3", defaults).scale == -3
-    assert parse_edit("glasses") == Edit("glasses")
+    assert "--edit glasses:threshold=0.7,warmup=8 " in command
+    assert "--steps 20 --guidance-scale 4.0" in command
 
 
 def test_the_checkpoint_has_diffusers_layout():

@@ -342,7 +342,7 @@ def test_edit_rejects_values_out_of_range(field, values, remedy):
 
 @pytest.mark.parametrize("field", Edit.__dataclass_fields__)
 def test_edit_rejects_values_of_the_wrong_type(field):
-    optional = {"cooldown", "momentum_scale", "momentum_beta"}
+    optional = {"threshold", "warmup", "cooldown", "momentum_scale", "momentum_beta"}
     integer = {"warmup", "cooldown"}
     wrong = [{1.0}, True, 1j, {}, *([] if field in optional else [None]), *([1.5] if field in integer else [])]
     wrong += [] if field == "concept" else ["1"]

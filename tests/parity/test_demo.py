@@ -14,12 +14,15 @@ import numpy as np
 
 from parity.both import ESTIMATES, differ, run
 from parity.theirs import load, relative
-from sega_jax.demo import settings
+from sega_jax.demo.settings import RECOMMENDED
+from sega_jax.method.guidance import Edit
 from sega_jax.pipelines.loading import DEMO
 
 pytestmark = pytest.mark.parity
 
-ADD, REMOVE = settings.add("glasses"), settings.remove("beard", scale=-3.0, warmup=4)
+STEPS = RECOMMENDED.call["steps"]
+ADD = RECOMMENDED.edit(Edit("glasses"), STEPS)
+REMOVE = RECOMMENDED.edit(Edit("beard", scale=-3, warmup=4), STEPS)
 
 
 def test_eight_pictures(one_device):
@@ -27,15 +30,15 @@ def test_eight_pictures(one_device):
     prompts = ["a portrait of a woman with brown hair", "a portrait of a person"] * 4
     call = {
         "prompt": prompts,
-        "num_inference_steps": settings.STEPS,
-        "guidance_scale": settings.CALL["guidance_scale"],
+        "num_inference_steps": STEPS,
+        "guidance_scale": RECOMMENDED.call["guidance_scale"],
         "editing_prompt": ["glasses", "beard"],
         "reverse_editing_direction": [False, True],
         "edit_guidance_scale": [ADD.scale, -REMOVE.scale],
         "edit_threshold": [ADD.threshold, REMOVE.threshold],
         "edit_warmup_steps": [ADD.warmup, REMOVE.warmup],
-        "edit_momentum_scale": settings.CALL["momentum_scale"],
-        "edit_mom_beta": settings.CALL["momentum_beta"],
+        "edit_momentum_scale": RECOMMENDED.call["momentum_scale"],
+        "edit_mom_beta": RECOMMENDED.call["momentum_beta"],
         "output_type": "np",
     }
     results = run(ours, reference, call)

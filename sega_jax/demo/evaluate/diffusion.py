@@ -25,13 +25,13 @@ import scipy.stats
 from PIL import Image
 
 import sega_jax
-from sega_jax.demo import settings
 from sega_jax.demo.attributes import WORDS
 from sega_jax.demo.evaluate.evaluation import PROMPT, Evaluation, Job, Originals, options, predicts_tokens, run
 from sega_jax.demo.evaluate.measures import NAMES, Measurement, effect, lacking, summary
 from sega_jax.demo.evaluate.methods import ACTIONS, METHODS, change_by, phrase
 from sega_jax.demo.evaluate.pictures import PictureMaker, Request
 from sega_jax.demo.judge import load_judge
+from sega_jax.demo.settings import RECOMMENDED
 from sega_jax.method.guidance import SEMANTICS, SUPPORTS, Edit
 from sega_jax.pipelines import png
 from sega_jax.pipelines.loading import DEMO
@@ -102,10 +102,7 @@ class DiffusionEvaluation(Evaluation):
             words = [orders[i][:count] for i in chosen]
             # Edits of weight 0 pad every row to five edits, so that one program works for any number of words.
             idle = (Edit("", weight=0.0, warmup=0),) * (5 - count)
-            rows = [
-                requests[i]._replace(edits=(*map(settings.add, row), *idle))
-                for i, row in zip(chosen, words, strict=True)
-            ]
+            rows = [requests[i]._replace(edits=(*map(Edit, row), *idle)) for i, row in zip(chosen, words, strict=True)]
             after = self.maker(rows)
             each = [after.verdict.words[k, NAMES.index(word)] for k, row in enumerate(words) for word in row]
             averages = summary(effect(before[np.array(chosen)], after, words))
@@ -139,7 +136,7 @@ class DiffusionEvaluation(Evaluation):
         few = self.share(8)
         requests = [Request(PROMPT, self.first_seed + i) for i in range(few)]
         rows = [
-            request._replace(edits=(settings.add(word, scale=float(scale)),))
+            request._replace(edits=(Edit(word, scale=float(scale)),))
             for word in self.ten
             for scale in SCALES
             for request in requests
@@ -186,7 +183,7 @@ class DiffusionEvaluation(Evaluation):
                 continue
             source = requests[np.flatnonzero(lacking(before, word))[-1]]
             call = {"seed": source.seed, "output": "latent", "progress": False, "record": True}
-            record = self.maker.pipe(source.prompt, settings.add(word), **self.maker.call, **call).record
+            record = self.maker.pipe(source.prompt, Edit(word), **self.maker.call, **call).record
             assert record is not None
             job = Job({}, word, "add", lambda request: request)
             results += self.compare(originals, [job], self.share(8), replay=record.sem_guidance)
@@ -238,7 +235,7 @@ class DiffusionEvaluation(Evaluation):
         words = self.ten[:3]
         chosen = np.flatnonzero(np.all([lacking(before, word) for word in words], 0))[: self.share(2)]
         for semantics in SEMANTICS if len(chosen) else ():
-            edits = tuple(settings.add(word, warmup=4 + 4 * i) for i, word in enumerate(words))
+            edits = tuple(Edit(word, warmup=4 + 4 * i) for i, word in enumerate(words))
             after = self.maker([requests[i]._replace(edits=edits) for i in chosen], semantics=semantics)
             averages = summary(effect(before[chosen], after, [words] * len(chosen)))
             results.append({"semantics": semantics, "words": list(words)} | averages)
@@ -280,9 +277,8 @@ def main(
         if predicts_tokens(pipe):
             raise click.ClickException(f"{model} is a Paella model; evaluate it with sega_jax.demo.evaluate.paella")
         evaluation = DiffusionEvaluation(PictureMaker(pipe, load_judge(), batch), folder, seeds, words, first_seed)
-        recommended = {"add": str(settings.add("")), "remove": str(settings.remove("")), "call": settings.CALL}
         name = "the demo model" if model == str(DEMO) else model
-        run(evaluation, studies, {"model": name, "settings": recommended})
+        run(evaluation, studies, {"model": name, "settings": RECOMMENDED.as_dict()})
 
 
 if __name__ == "__main__":

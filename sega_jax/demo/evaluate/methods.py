@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from sega_jax.demo import settings
 from sega_jax.demo.attributes import WORDS, kind
 from sega_jax.demo.evaluate.pictures import Request
+from sega_jax.demo.settings import RECOMMENDED
 from sega_jax.method.guidance import Edit
 
 ACTIONS = ("add", "remove")
@@ -43,12 +43,12 @@ def change_by(method: str, word: str, action: str, strength: float | None = None
     if method == "negative":
         return lambda request: request._replace(negative=", ".join(words), guidance_scale=strength)
     if method == "conjunction":
-        scale = sign * (settings.CALL["guidance_scale"] if strength is None else strength)
+        scale = sign * (RECOMMENDED.call["guidance_scale"] if strength is None else strength)
         edits = [Edit(one, scale=scale, threshold=0, warmup=0, momentum_scale=0) for one in words]
     else:
         scale = options.pop("scale", strength)
-        options |= {} if scale is None else {"scale": sign * scale}
-        edits = [(settings.add if action == "add" else settings.remove)(one, **options) for one in words]
+        options["scale"] = sign * (Edit("").scale if scale is None else scale)
+        edits = [Edit(one, **options) for one in words]
     return change_to(*edits)
 
 

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sega_jax.demo import settings
 from sega_jax.demo.judge import Judge, Verdict, look
+from sega_jax.demo.settings import RECOMMENDED
 from sega_jax.method.guidance import Edit
 from sega_jax.pipelines.pipeline import Pipeline
 
@@ -49,7 +49,7 @@ class PictureMaker:
     pipe: Pipeline
     judge: Judge
     batch: int = 256
-    call: Mapping[str, Any] = dataclasses.field(default_factory=lambda: settings.CALL)
+    call: Mapping[str, Any] = dataclasses.field(default_factory=lambda: RECOMMENDED.call)
 
     def __call__(self, requests: Sequence[Request], **options: Any) -> Pictures:
         """Makes the requested pictures.

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from sega_jax.demo.settings import RECOMMENDED
 from sega_jax.demo.training import portraits, trainer, wording
 from sega_jax.demo.training.configs import DEMO, INDEX, Configs
 from sega_jax.demo.training.dataset import Dataset
@@ -33,6 +34,7 @@ from sega_jax.method.schedules.spacing import cumulative
 from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModel
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
 from sega_jax.nn.vae import AutoencoderConfig, AutoencoderKL
+from sega_jax.pipelines.recommended import FILE
 from sega_jax.text.tokenizers import Tokenizer
 
 _SPECIAL = {"bos": "startoftext", "eos": "endoftext", "pad": "endoftext"}
@@ -159,6 +161,7 @@ class DiffusionTrainer(Trainer):
         for part, module in zip(("text_encoder", "unet", "vae"), (*networks, vae), strict=True):
             self.write(part, module, configs[part])
         write_json(self.folder / "model" / "scheduler" / "scheduler_config.json", self.configs.scheduler)
+        write_json(self.folder / "model" / FILE, RECOMMENDED.as_dict())
         write_json(self.folder / "model" / "model_index.json", INDEX)
 
 

@@ -14,6 +14,8 @@ from sega_jax.method.numerics import floating
 
 # Sentinel for "never", larger than any number of model calls.
 NEVER = np.iinfo(np.int32).max
+# The values for edits that have None in these settings, if the checkpoint recommends none.
+THRESHOLD, WARMUP = 0.9, 10
 
 
 class Concept(Kind):
@@ -43,8 +45,10 @@ class Edit:
         concept: A string, or the text conditioning of one row as `pipe.encode` returns it. Families with one text
             encoder also accept an array [tokens, channels].
         scale: s_k, the strength. A negative scale removes the concept. Typical values range from 4 to 10.
-        threshold: lambda_k in [0, 1], the share of each channel that the edit leaves unchanged.
-        warmup: delta_k >= 0, the model call at which the concept begins to act, counted from 0.
+        threshold: lambda_k in [0, 1], the share of each channel that the edit leaves unchanged. None uses the value
+            that the checkpoint recommends, or 0.9 if it recommends none.
+        warmup: delta_k >= 0, the model call at which the concept begins to act, counted from 0. None uses the value
+            that the checkpoint recommends, or 10 if it recommends none.
         cooldown: kappa_k >= 0, the first model call at which the concept no longer acts; None means never.
         weight: w_k >= 0, the weight relative to the other concepts.
         momentum_scale: s_m in [0, 1]; None uses the call's value (in `Edits.stack`, the argument of the same name).
@@ -55,9 +59,9 @@ class Edit:
 
     Example:
         >>> from sega_jax import Edit
-        >>> edit = Edit("glasses", scale=-4, cooldown=30)
+        >>> edit = Edit("glasses", scale=-4, warmup=5, cooldown=30)
         >>> edit.warmup, edit.cooldown
-        (10, 30)
+        (5, 30)
         >>> Edit("glasses", threshold=2)
         Traceback (most recent call last):
         ValueError: Edit 'glasses': threshold=2 should be a number in [0, 1]
@@ -69,9 +73,16 @@ class Edit:
         Real(hint="a negative scale removes the concept"),
         "the strength; a negative scale removes the concept",
     )
-    threshold: float = argument(0.9, Real(0, 1), "the share of each channel that the edit leaves unchanged")
-    warmup: int = argument(
-        10, Integer(0, NEVER), "the model call at which the concept begins to act", unit="model calls"
+    threshold: float | None = argument(
+        None,
+        Real(0, 1),
+        "the share of each channel that the edit leaves unchanged; None uses the checkpoint's recommendation, or 0.9",
+    )
+    warmup: int | None = argument(
+        None,
+        Integer(0, NEVER),
+        "the model call at which the concept begins to act; None uses the checkpoint's recommendation, or 10",
+        unit="model calls",
     )
     cooldown: int | None = argument(
         None,
@@ -101,6 +112,11 @@ class Edit:
             if name != "concept":
                 value = spec.check(getattr(self, name), f"Edit {_brief(self.concept)}: {name}")
                 object.__setattr__(self, name, value)
+
+    @property
+    def begins(self) -> int:
+        """The model call at which the concept begins to act: the warm-up, or the library's default for None."""
+        return WARMUP if self.warmup is None else self.warmup
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Edit):
@@ -156,6 +172,8 @@ class Edits(NamedTuple):
         rows: Sequence[Sequence[Edit]],
         *,
         n: int | None = None,
+        threshold: float = THRESHOLD,
+        warmup: int = WARMUP,
         momentum_scale: float = 0.1,
         momentum_beta: float = 0.4,
     ) -> "Edits":
@@ -167,7 +185,7 @@ class Edits(NamedTuple):
         Args:
             rows: A list with one list of edits for each row.
             n: The number of concepts in each row; None uses the length of the longest row.
-            momentum_scale, momentum_beta: Values in [0, 1] for edits that have None in these settings.
+            threshold, warmup, momentum_scale, momentum_beta: The values for edits that have None in these settings.
 
         Raises:
             TypeError: `rows` is not a list of lists of edits.
@@ -192,9 +210,16 @@ class Edits(NamedTuple):
             momentum_scale=np.full(shape, float(momentum_scale)),
             momentum_beta=np.full(shape, float(momentum_beta)),
         )
+        defaults = {
+            "threshold": threshold,
+            "warmup": warmup,
+            "cooldown": NEVER,
+            "momentum_scale": momentum_scale,
+            "momentum_beta": momentum_beta,
+        }
         for r, row in enumerate(rows):
             for k, edit in enumerate(row):
                 for name, array in arrays._asdict().items():
-                    if (value := getattr(edit, name)) is not None:
-                        array[r, k] = value
+                    value = getattr(edit, name)
+                    array[r, k] = defaults[name] if value is None else value
         return arrays

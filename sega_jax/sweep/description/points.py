@@ -21,8 +21,6 @@ from sega_jax.sweep.description.fields import (
 from sega_jax.sweep.description.sweep_file import Sweep
 from sega_jax.systems.sizes import shape_from
 
-_EDIT = Edit("")
-
 
 class Point(NamedTuple):
     """The complete settings of one picture."""
@@ -76,7 +74,8 @@ def _point(settings: Mapping[str, Any], sweep: Sweep, facts: Facts) -> Point:
             raise ValueError(
                 f"{key!r} is not a setting of {facts.family.title}; its settings are {', '.join(arguments)}"
             )
-    values = {name: _value(name, one, settings) for name, one in arguments.items()}
+    given = {**facts.recommends.call, **settings}
+    values = {name: _value(name, one, given) for name, one in arguments.items()}
     momentum = {name: values.pop(name) for name in edit_settings() if name in values}
     edits = _edits(settings, sweep, momentum)
     pictures = {name: values[name] for name in pictures_of(facts.declaration) if values[name] is not None}
@@ -111,8 +110,10 @@ def _point(settings: Mapping[str, Any], sweep: Sweep, facts: Facts) -> Point:
         check_together(facts, facts.declaration, result.scheduler, together)
     except ValueError as error:
         raise ValueError(f"{error}; put settings that depend on each other in [zip]") from None
-    facts.calls(result)
-    return result
+    calls = facts.calls(result)
+    edits = {name: facts.recommends.edit(edit, calls) for name, edit in edits.items()}
+    _check_cooldowns(edits)
+    return result._replace(edits=edits)
 
 
 def _value(name: str, argument: Argument, settings: Mapping[str, Any]) -> Any:
@@ -125,15 +126,18 @@ def _value(name: str, argument: Argument, settings: Mapping[str, Any]) -> Any:
 def _edits(settings: Mapping[str, Any], sweep: Sweep, momentum: Mapping[str, Any]) -> dict[str, Edit]:
     edits = {}
     for name in settings.get("edits", sweep.edits):
-        defaults = {**{key: getattr(_EDIT, key) for key in edit_settings()}, "concept": name, **momentum}
-        edit = Edit(**{key: settings.get(f"{name}.{key}", value) for key, value in defaults.items()})
-        if edit.cooldown is not None and edit.cooldown <= edit.warmup:
+        own = {key: settings[f"{name}.{key}"] for key in edit_settings() if f"{name}.{key}" in settings}
+        edits[name] = Edit(**{"concept": name, **momentum, **own})
+    return edits
+
+
+def _check_cooldowns(edits: Mapping[str, Edit]) -> None:
+    for name, edit in edits.items():
+        if edit.cooldown is not None and edit.cooldown <= edit.begins:
             raise ValueError(
                 f"{name}.cooldown={edit.cooldown} should be greater than {name}.warmup={edit.warmup}; put both axes in"
                 " [zip], with each cooldown above its warmup"
             )
-        edits[name] = edit
-    return edits
 
 
 def _size(picture: str, sweep: Sweep) -> tuple[int, int]:

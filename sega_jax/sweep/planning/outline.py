@@ -31,7 +31,7 @@ def outline(facts: Facts) -> tuple[Pipeline, int]:
     model = described(facts, pick_attention(facts.model.get("attention"), dtype, devices))
     models = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), model.models)
     weights = sum(leaf.size * dtype.itemsize for leaf in jax.tree.leaves(model.networks))
-    return Pipeline(model.system, models, model.tokenizer, model.scheduler, devices, None, model.extras), weights
+    return Pipeline(**model._asdict() | {"models": models, "devices": devices, "safety": None}), weights
 
 
 def prepared(pipe: Pipeline, facts: Facts, point: Point) -> Batch:

@@ -21,7 +21,7 @@ from sega_jax.sweep.planning.lengths import Lengths
 from sega_jax.sweep.planning.sharing import Schedule
 from sega_jax.systems.base import Sizes
 
-_VERSION = 4
+_VERSION = 5
 
 
 class Program(NamedTuple):
@@ -288,7 +288,7 @@ def plan(sweep: Sweep, facts: Facts, rows: int = 8, *, share: bool = True, earli
             continue
         seen.add(picture)
         calls = facts.calls(complete)
-        late += any(edit.warmup >= calls for edit in complete.edits.values())
+        late += any(edit.begins >= calls for edit in complete.edits.values())
         compiled = tuple((name, value) for name, value in complete.shared if arguments[name].varies == "program")
         others = tuple((name, value) for name, value in complete.shared if arguments[name].varies != "program")
         program = Program(rows, len(complete.edits), compiled, repr(facts.static(complete)))

@@ -1,0 +1,141 @@
+"""The settings that a checkpoint recommends."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from support import tiny
+
+from sega_jax import CheckpointError, Edit, Pipeline, Recommended, SemanticStableDiffusionPipeline, load
+from sega_jax.demo.settings import RECOMMENDED
+from sega_jax.pipelines.loading import DEMO
+from sega_jax.pipelines.recommended import FILE, read, recommendable
+from sega_jax.systems import registry
+
+SETTINGS = {
+    "call": {"steps": 4, "guidance_scale": 3.0, "eta": 0.5, "momentum_scale": 0.3},
+    "add": {"threshold": 0.6, "warmup": 0.5},
+    "remove": {"warmup": 0.25},
+}
+
+
+@pytest.fixture(scope="module")
+def recommending(small_folder, tmp_path_factory):
+    """Returns a checkpoint's folder with recommended settings."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "recommending"
+    shutil.copytree(small_folder, folder)
+    tiny.write_json(folder / FILE, SETTINGS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def advised(small, recommending):
+    """Returns a pipeline with recommended settings that shares the networks of `small`."""
+    return Pipeline(**small.components | {"recommended": read(recommending, small.system)})
+
+
+def test_a_call_uses_the_recommended_settings(advised, small):
+    plain = advised.prepare("a cat", [Edit("hat"), Edit("scarf", scale=-5)])
+    given = small.prepare(
+        "a cat",
+        [Edit("hat", threshold=0.6, warmup=2), Edit("scarf", scale=-5, threshold=0.9, warmup=1)],
+        steps=4,
+        guidance_scale=3.0,
+        eta=0.5,
+        momentum_scale=0.3,
+    )
+    assert plain.edits == given.edits
+    assert plain.calls == 4
+    jax.tree.map(np.testing.assert_array_equal, plain.table, given.table)
+    for one, other in zip(jax.tree.leaves(plain.settings.edits), jax.tree.leaves(given.settings.edits), strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(plain.settings.guidance_scale, given.settings.guidance_scale)
+
+
+def test_given_settings_replace_the_recommended_ones(advised):
+    batch = advised.prepare("a cat", Edit("hat", threshold=0.8, warmup=3, momentum_scale=0.0), steps=8, eta=0.0)
+    [[edit]] = {tuple(row) for row in batch.edits}
+    assert (edit.threshold, edit.warmup, edit.momentum_scale) == (0.8, 3, 0.0)
+    assert batch.calls == 8
+    # The recommended warm-up is a share of the calls that this call makes.
+    [[edit]] = {tuple(row) for row in advised.prepare("a cat", "hat", steps=8).edits}
+    assert (edit.threshold, edit.warmup) == (0.6, 4)
+
+
+def test_without_recommendations_the_defaults_of_the_library_apply(small):
+    assert not small.recommended
+    batch = small.prepare("a cat", [Edit("hat")])
+    [[edit]] = {tuple(row) for row in batch.edits}
+    assert (edit.threshold, edit.warmup) == (0.9, 10)
+    assert batch.calls == 50
+    assert batch.settings.guidance_scale.tolist() == [7.5]
+
+
+def test_the_diffusers_pipelines_keep_their_own_defaults(advised, small, monkeypatch):
+    batches = []
+    for pipe in (advised, small):
+        face = SemanticStableDiffusionPipeline.from_pipe(pipe)
+
+        def keep(native, **options):
+            batches.append(native.prepare(**options))
+            raise InterruptedError
+
+        monkeypatch.setattr(type(face.pipeline), "__call__", keep)
+        with pytest.raises(InterruptedError):
+            face("a cat", editing_prompt="hat")
+    one, other = batches
+    assert one.edits == other.edits
+    assert one.calls == other.calls
+    jax.tree.map(np.testing.assert_array_equal, one.settings._replace(key=None), other.settings._replace(key=None))
+
+
+def test_components_copies_and_saved_checkpoints_keep_them(advised, tmp_path):
+    assert Pipeline(**advised.components).recommended == advised.recommended
+    folder = advised.save(tmp_path / "saved", progress=False)
+    assert json.loads((folder / FILE).read_text()) == SETTINGS
+    assert load(folder, devices=advised.devices).recommended == advised.recommended
+    other = Pipeline(**advised.components)
+    other.recommended = Recommended()
+    assert not (other.save(tmp_path / "plain", progress=False) / FILE).exists()
+
+
+def test_the_demo_model_recommends_settings():
+    assert read(DEMO, registry.named("stable_diffusion")) == RECOMMENDED
+    assert RECOMMENDED.edit(Edit("hat"), 20) == Edit("hat", threshold=0.7, warmup=8)
+    assert RECOMMENDED.edit(Edit("hat"), 50).warmup == 20
+    assert RECOMMENDED.edit(Edit("hat", scale=-1), 20) == Edit("hat", scale=-1, threshold=0.9, warmup=2)
+    assert RECOMMENDED.edit(Edit("hat", warmup=3), 20).warmup == 3
+
+
+@pytest.mark.parametrize("system", registry.systems().values(), ids=lambda system: system.name)
+def test_every_family_can_recommend_numbers_but_no_texts_or_sizes(system):
+    names = recommendable(system)
+    assert {"steps", "momentum_scale"} <= names.keys()
+    assert names.keys().isdisjoint({"prompt", "negative_prompt", "seed", "image", "height", "width", "output"})
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        ('{"calls": {}}', "has 'calls', but it may contain only call, add, remove"),
+        ('{"call": 3}', "call=3 should be an object"),
+        ('{"call": {"step": 3}}', "'step' in 'call' is not a setting"),
+        ('{"call": {"prompt": "a cat"}}', "'prompt' in 'call' is not a setting"),
+        ('{"call": {"steps": 0}}', "steps=0"),
+        ('{"call": {"steps": 2.5}}', "steps=2.5"),
+        ('{"call": {"guidance_scale": 0.5}}', "weakens the prompt"),
+        ('{"call": {"guidance_scale": [4.0, 5.0]}}', "guidance_scale"),
+        ('{"add": {"warmup": 8}}', "warmup=8"),
+        ('{"add": {"threshold": NaN}}', "threshold=nan"),
+        ('{"remove": {"scale": 3}}', "'scale' in 'remove'"),
+        ("[]", "list"),
+        ('{"call":', "not readable JSON"),
+    ],
+)
+def test_a_wrong_file_is_refused(contents, message, tmp_path):
+    (tmp_path / FILE).write_text(contents)
+    with pytest.raises(CheckpointError, match=FILE) as raised:
+        read(tmp_path, registry.named("stable_diffusion"))
+    assert message in str(raised.value)
