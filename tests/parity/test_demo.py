@@ -25,9 +25,9 @@ ADD = RECOMMENDED.edit(Edit("glasses"), STEPS)
 REMOVE = RECOMMENDED.edit(Edit("beard", scale=-3, warmup=4), STEPS)
 
 
-def test_eight_pictures(one_device):
+def test_two_pictures(one_device):
     ours, reference = load(DEMO, "float32", one_device)
-    prompts = ["a portrait of a woman with brown hair", "a portrait of a person"] * 4
+    prompts = ["a portrait of a woman with brown hair", "a portrait of a person"]
     call = {
         "prompt": prompts,
         "num_inference_steps": STEPS,
@@ -42,7 +42,7 @@ def test_eight_pictures(one_device):
         "output_type": "np",
     }
     results = run(ours, reference, call)
-    assert len(results["images"][0]) == 8
+    assert len(results["images"][0]) == 2
     assert np.abs(results["sem_guidance"][0]).max() > 0.1
     assert relative(*(latents[-1] for latents in results["latents"])) < 3e-4
     assert differ(*results["images"]) <= 1e-3
