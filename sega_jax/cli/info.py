@@ -8,7 +8,7 @@ import click
 
 from sega_jax.cli import adapters, stages
 from sega_jax.cli.concepts import complete, format_edit
-from sega_jax.cli.options import command_words, load_arguments
+from sega_jax.cli.options import command_words, load_arguments, shell_arguments
 from sega_jax.cli.terminal import echo, quoted
 from sega_jax.demo.settings import RECOMMENDED
 from sega_jax.method.arguments import arguments
@@ -16,7 +16,8 @@ from sega_jax.method.guidance import Edit
 from sega_jax.pipelines import png
 from sega_jax.pipelines.load_options import LoadOptions
 from sega_jax.pipelines.progress import plainly
-from sega_jax.systems.call import Call
+from sega_jax.systems.call import Call, Seeds
+from sega_jax.systems.images import Pictures
 from sega_jax.systems.registry import named
 
 
@@ -69,7 +70,12 @@ def _words(known: Mapping[str, Any]) -> list[str]:
     system = named(known.get("system", "stable_diffusion"))
     recommended = known.get("recommended", RECOMMENDED.call if known["model"] is None else ())
     defaults = {"seed": 0} | dict.fromkeys(recommended)
-    words += command_words(system.call, {name: _tuples(value) for name, value in known.items()}, defaults)
+    call = {name: _tuples(value) for name, value in known.items()}
+    for name, one in shell_arguments(system.call).items():
+        # A picture's file may be missing, but the other values should be valid.
+        if call.get(name) is not None and not isinstance(one.kind, Pictures | Seeds):
+            one.kind.check_one(name, call[name])
+    words += command_words(system.call, call, defaults)
     words += stages.words(known)
     load = {name: value for name, value in known.items() if name != "revision"}
     words += command_words(LoadOptions, {name: value for name, value in load.items() if name in load_arguments()}, {})

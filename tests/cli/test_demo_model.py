@@ -55,10 +55,14 @@ def test_the_demo_model_has_defaults_of_its_own_in_the_help_page():
     assert "threshold=0.7,warmup=8 to add" in shown
 
 
+STORED = (
+    Edit("glasses", threshold=0.9, warmup=8),
+    Edit("smile", scale=-5, threshold=0.9, warmup=10, momentum_beta=0.2),
+)
+
+
 def test_a_picture_of_the_demo_model_is_described_completely(tmp_path):
-    edits = [
-        dataclasses.asdict(edit) for edit in (Edit("glasses", warmup=8), Edit("smile", scale=-5, momentum_beta=0.2))
-    ]
+    edits = [dataclasses.asdict(edit) for edit in STORED]
     known = {"picture": "edited", "model": None, "revision": None, "prompt": "a man", "edits": edits, "seed": 1}
     known |= {"steps": 20, "momentum_scale": 0.3, "momentum_beta": 0.4}
     png.save(Image.new("RGB", (8, 8)), tmp_path / "a.png", known)

@@ -1,17 +1,23 @@
 """The settings that a checkpoint recommends."""
 
 import json
+import shlex
 import shutil
 
 import jax
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from PIL import Image
 from support import tiny
 
+from convert import convert
 from sega_jax import CheckpointError, Edit, Pipeline, Recommended, SemanticStableDiffusionPipeline, load
+from sega_jax.cli.main import main
 from sega_jax.demo.settings import RECOMMENDED
 from sega_jax.pipelines.loading import DEMO
 from sega_jax.pipelines.recommended import FILE, read, recommendable
+from sega_jax.sweep import Facts, Plan, Sweep, plan
 from sega_jax.systems import registry
 
 SETTINGS = {
@@ -139,3 +145,42 @@ def test_a_wrong_file_is_refused(contents, message, tmp_path):
     with pytest.raises(CheckpointError, match=FILE) as raised:
         read(tmp_path, registry.named("stable_diffusion"))
     assert message in str(raised.value)
+
+
+def test_sweeps_use_the_recommended_settings(recommending):
+    described = Sweep(
+        model={"source": str(recommending)}, call={"prompt": "a cat"}, edits={"hat": {}}, grid={"hat.scale": [5, -5]}
+    )
+    facts = Facts.of(described)
+    again = Plan.from_json(plan(described, facts, rows=2).to_json())
+    points = [again.point(i) for i in range(2)]
+    calls = {tuple(point.call[name] for name in ("steps", "guidance_scale", "eta")) for point in points}
+    assert calls == {(4, 3.0, 0.5)}
+    assert [(e.threshold, e.warmup, e.momentum_scale) for point in points for e in point.edits.values()] == [
+        (0.6, 2, 0.3),
+        (0.9, 1, 0.3),
+    ]
+
+
+def test_the_shell_uses_them_and_says_so(recommending, tmp_path):
+    words = ["edit", "--model", recommending, "--prompt", "a cat", "--edit", "hat", "--edit", "-scarf:warmup=0"]
+    result = CliRunner().invoke(main, [*map(str, words), "--eta", "0", "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert "+ hat: scale 5, threshold 0.6, from call 2" in result.output
+    assert "- scarf: scale 5, threshold 0.9, from call 0" in result.output
+    assert "as the checkpoint recommends: steps 4, guidance_scale 3, momentum_scale 0.3\n" in result.output
+    output = CliRunner().invoke(main, ["info", str(tmp_path / "0001-edited.png")]).output
+    command = shlex.split(output.splitlines()[-1])
+    # The command does not depend on the recommendation.
+    (recommending / FILE).rename(tmp_path / FILE)
+    try:
+        again = CliRunner().invoke(main, [*command[1:], "--out", str(tmp_path / "again")])
+    finally:
+        (tmp_path / FILE).rename(recommending / FILE)
+    assert again.exit_code == 0, again.output
+    one, other = (np.asarray(Image.open(folder / "0001-edited.png")) for folder in (tmp_path, tmp_path / "again"))
+    np.testing.assert_array_equal(one, other)
+
+
+def test_conversions_keep_them(recommending, tmp_path):
+    assert json.loads((convert(recommending, tmp_path / "orbax", progress=False) / FILE).read_text()) == SETTINGS

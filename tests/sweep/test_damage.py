@@ -117,8 +117,8 @@ def test_a_damaged_plan_is_named(measured, plan, least, way):
 
 def test_a_plan_of_another_version_is_refused(measured, least, plan):
     text = (measured / "plan.json").read_text()
-    (measured / "plan.json").write_text(text.replace('"version": 4', '"version": 3'))
-    with pytest.raises(ValueError, match="its format is 3, but this version reads format 4; start the sweep in a new"):
+    (measured / "plan.json").write_text(text.replace('"version": 5', '"version": 4'))
+    with pytest.raises(ValueError, match="its format is 4, but this version reads format 5; start the sweep in a new"):
         sweep.status(measured)
 
 
@@ -153,7 +153,7 @@ def test_another_plan_never_changes_a_folder(measured, plan, least, tmp_path):
     before = {path: path.read_bytes() for path in measured.rglob("*") if path.is_file()}
     with pytest.raises(ValueError, match="contains a different sweep"):
         sweep.run(sweep.plan(plan.sweep, plan.facts, rows=3), measured, least)
-    text = (measured / "plan.json").read_text().replace('"version": 4', '"version": 3')
+    text = (measured / "plan.json").read_text().replace('"version": 5', '"version": 4')
     (measured / "plan.json").write_text(text)
     with pytest.raises(ValueError, match="start the sweep in a new folder"):
         sweep.run(plan, measured, least)

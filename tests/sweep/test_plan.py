@@ -38,8 +38,8 @@ def named(edits=GLASSES, call=None, facts=FACTS):
 def test_a_point_has_all_settings():
     (complete,) = points(Sweep(call={"prompt": "a cat", "momentum_scale": 0.2, "height": 32}, edits=GLASSES))
     assert complete.edits == {
-        "glasses": Edit("glasses", momentum_scale=0.2, momentum_beta=0.4),
-        "beard": Edit("beard", scale=-8, momentum_scale=0.5, momentum_beta=0.4),
+        "glasses": Edit("glasses", threshold=0.9, warmup=10, momentum_scale=0.2, momentum_beta=0.4),
+        "beard": Edit("beard", scale=-8, threshold=0.9, warmup=10, momentum_scale=0.5, momentum_beta=0.4),
     }
     assert complete.scheduler is None
     assert complete.call == {
