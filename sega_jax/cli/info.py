@@ -13,7 +13,7 @@ from sega_jax.cli.terminal import echo, quoted
 from sega_jax.demo.settings import RECOMMENDED
 from sega_jax.method.arguments import arguments
 from sega_jax.method.guidance import Edit
-from sega_jax.pipelines import png
+from sega_jax.pipelines import stored_settings
 from sega_jax.pipelines.load_options import LoadOptions
 from sega_jax.pipelines.progress import plainly
 from sega_jax.systems.call import Call, Seeds
@@ -29,7 +29,7 @@ def info(file: Path) -> None:
     FILE is a PNG that `sega-jax edit` or a sweep wrote. The last line is the command that reproduces the picture.
     """
     with plainly():
-        known = png.settings(file)
+        known = stored_settings.read(file)
         try:
             edits = [Edit(**one) for one in known["edits"]]
             known["edits"] = [format_edit(one) for one in edits]

@@ -1,17 +1,16 @@
 """Functions for PNG files that contain their pictures' settings, and for sheets of pictures with captions."""
 
 import io
-import json
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont
 
+from sega_jax.pipelines.stored_settings import save_options
 from sega_jax.weights.destination import write_file
 
-_KEY = "sega_jax"
 _MARGIN, _FONT = 8, 14
 
 
@@ -50,9 +49,8 @@ def sheet(images: Sequence[Image.Image], captions: Sequence[str], *, columns: in
 
 def encoded(image: Image.Image, format: str, settings: dict[str, Any]) -> bytes:
     """Encodes a picture as "png", which includes the settings, or as lossless "webp", which does not."""
-    info, file = PngImagePlugin.PngInfo(), io.BytesIO()
-    info.add_itxt(_KEY, json.dumps(settings, ensure_ascii=False))
-    options = {"pnginfo": info} if format == "png" else {"lossless": True}
+    file = io.BytesIO()
+    options = save_options(format, settings) if format == "png" else {"lossless": True}
     image.save(file, format, **options)
     return file.getvalue()
 
@@ -65,28 +63,3 @@ def save(image: Image.Image, path: Path, settings: dict[str, Any]) -> None:
         OSError: The file cannot be written, for example because the disk is full.
     """
     write_file(path, encoded(image, "png", settings))
-
-
-def settings(path: Path) -> dict[str, Any]:
-    """Reads the settings from a PNG file written by `save`.
-
-    Raises:
-        ValueError: The file does not exist, is not a readable picture, or has no readable sega-jax settings.
-    """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            text = image.info.get(_KEY)
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as a picture ({error})") from None
-    if text is None:
-        raise ValueError(f"{path} was not made by sega-jax: it has no settings")
-    try:
-        value = json.loads(text)
-    except (RecursionError, TypeError, ValueError):
-        value = None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} has settings that cannot be read; give a file that sega-jax wrote")
-    return value

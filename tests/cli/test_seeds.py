@@ -14,7 +14,7 @@ from PIL import Image
 from sega_jax.cli.edit_run import _numbered, groups, most_seeds, seeds_of
 from sega_jax.cli.main import main
 from sega_jax.method.arguments import arguments
-from sega_jax.pipelines import pipeline, png
+from sega_jax.pipelines import pipeline, png, stored_settings
 from sega_jax.pipelines.output import Output
 from sega_jax.systems.call import Call
 
@@ -162,7 +162,9 @@ def test_the_command_of_a_picture_repeats_it_whatever_the_other_seeds(several, t
         expected = read(out / f"0001-seed8-{kind}.png")
         assert abs(read(tmp_path / f"0001-{kind}.png") - expected).max() <= 1
         assert (read(out / f"0001-seed3-{kind}.png") != expected).any()
-    first, again = (png.settings(path) for path in (out / "0001-seed8-edited.png", tmp_path / "0001-edited.png"))
+    first, again = (
+        stored_settings.read(path) for path in (out / "0001-seed8-edited.png", tmp_path / "0001-edited.png")
+    )
     assert first == again
 
 
@@ -174,7 +176,7 @@ def test_the_command_of_the_sheet_asks_for_all_seeds(several, tmp_path, monkeypa
     result = run(*shlex.split(shown.splitlines()[-1])[1:], "--out", tmp_path)
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in out.iterdir())
-    first, again = (png.settings(folder / "0001-sheet.png") for folder in (out, tmp_path))
+    first, again = (stored_settings.read(folder / "0001-sheet.png") for folder in (out, tmp_path))
     assert first == again
     assert first["seed"] == [1, 2, 3, 8]
 

@@ -15,7 +15,7 @@ from sega_jax.demo.evaluate.pictures import PictureMaker, Request
 from sega_jax.demo.judge import load_judge, look
 from sega_jax.demo.settings import RECOMMENDED
 from sega_jax.method.guidance import Edit
-from sega_jax.pipelines import png
+from sega_jax.pipelines import stored_settings
 from sega_jax.pipelines.loading import DEMO
 
 pytestmark = pytest.mark.usefixtures("one_by_default")
@@ -81,7 +81,7 @@ def test_the_shell_uses_the_demo_model(tmp_path):
     made = [np.asarray(Image.open(tmp_path / f"0001-{name}.png")) for name in ("original", "edited")]
     assert look(load_judge(), np.stack(made), 2).words[:, NAMES.index("glasses")].tolist() == [False, True]
     # `info` prints a command without a model, since the demo model is the default.
-    known = png.settings(tmp_path / "0001-edited.png")
+    known = stored_settings.read(tmp_path / "0001-edited.png")
     assert known["model"] is None
     assert known["steps"] == RECOMMENDED.call["steps"]
     output = runner.invoke(main, ["info", str(tmp_path / "0001-edited.png")]).output

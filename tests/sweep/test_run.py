@@ -13,7 +13,7 @@ from support.sweeping import records, same
 
 from sega_jax import Edit, sweep
 from sega_jax.cli.main import main
-from sega_jax.pipelines import loading, png
+from sega_jax.pipelines import loading, stored_settings
 from sega_jax.sweep.running.folder import Folder
 from sega_jax.sweep.running.prefixes import SharedRun
 from sega_jax.sweep.running.records import columns
@@ -68,7 +68,7 @@ def test_records_have_all_settings(done, plan):
 def test_pictures_store_their_settings(done, plan, tmp_path):
     """`info` prints a command that reproduces the picture, except for rounding differences due to a different batch."""
     row = next(row for row in records(done) if row["point"] == 3)
-    known = png.settings(done / row["file"])
+    known = stored_settings.read(done / row["file"])
     assert [Edit(**edit) for edit in known["edits"]] == list(plan.point(3).edits.values())
     ablation = CliRunner().invoke(main, ["info", str(done / row["file"])])
     assert ablation.exit_code == 0, ablation.output

@@ -17,7 +17,7 @@ from support import toy_family
 from sega_jax import Edit, Integer, Pipeline, Real, argument, load, load_cascade, register, sweep
 from sega_jax.cli.main import main
 from sega_jax.method.arguments import REQUIRED, arguments
-from sega_jax.pipelines import png
+from sega_jax.pipelines import stored_settings
 from sega_jax.pipelines.load_options import LoadOptions
 from sega_jax.pipelines.part_loading import load_text
 from sega_jax.pipelines.pipeline import pipeline_class
@@ -177,7 +177,7 @@ def repeated(folder, tmp_path, words, name):
     assert again.exit_code == 0, again.output
     images = [np.asarray(Image.open(tmp_path / out / "0001-edited.png")) for out in ("out", "again")]
     np.testing.assert_array_equal(*images)
-    return png.settings(picture), info.splitlines()[-1]
+    return stored_settings.read(picture), info.splitlines()[-1]
 
 
 @pytest.mark.slow
