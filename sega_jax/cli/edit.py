@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from sega_jax.cli import adapters, stages
+from sega_jax.cli import adapters, animation, animation_run, stages
 from sega_jax.cli.concepts import check_known, describe, help_text, parse_edit
 from sega_jax.cli.edit_run import SEEDS, Job, most_seeds, run, seeds_of
 from sega_jax.cli.options import (
@@ -65,7 +65,7 @@ class EditCommand(click.Command):
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         loads = [option(one) for one in load_arguments().values()]
         own = [_MODEL, _PROMPT, _EDITS, *call_options(), *stages.options(), *loads, *adapters.options(), _OUT]
-        return [*own, *super().get_params(ctx)]
+        return [*own, *animation.options(), *super().get_params(ctx)]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the options in sections, starting with the most common options."""
@@ -81,6 +81,8 @@ class EditCommand(click.Command):
                 return "Options"
             if name in of_edits:
                 return "How edits act"
+            if name in animation.names():
+                return "Animations"
             if name in of_stages or any(f"{name}".startswith(f"{stage}_") for stage in stages.later_stages()):
                 return cascades
             return "Loading the checkpoint" if name in of_load else "Options of some families"
@@ -90,7 +92,8 @@ class EditCommand(click.Command):
             if (record := one.get_help_record(ctx)) is not None:
                 sections.setdefault(section(one.name), {})[one.name] = record
         order = {name: i for i, name in enumerate(_FIRST_OPTIONS)}
-        for title in ("Options", "How edits act", "Options of some families", "Loading the checkpoint", cascades):
+        titles = ("Options", "How edits act", "Animations", "Options of some families", "Loading the checkpoint")
+        for title in (*titles, cascades):
             records = sections.get(title, {})
             if records:
                 with formatter.section(title):
@@ -126,14 +129,15 @@ class Command(NamedTuple):
 def edit(model: str | None, prompt: str, edits: tuple[str, ...], out: str, **options: Any) -> None:
     """Makes pictures with and without edits.
 
-    Writes each picture and a sheet that shows all of them. Every PNG stores its settings; `sega-jax info FILE.png`
-    prints them and the command that reproduces the picture.
+    Writes each picture and a sheet that shows all of them. Every file stores its settings; `sega-jax info FILE` prints
+    them and the command that reproduces the file.
 
     \b
     Example:
       sega-jax edit --prompt "a portrait of a sad woman" --edit "smile" --seed 5-8
     """
     with plainly():
+        of_animation = animation.taken(options)
         given = Command.of(options)
         if model is None and "revision" in given.load:
             raise ValueError(
@@ -142,6 +146,7 @@ def edit(model: str | None, prompt: str, edits: tuple[str, ...], out: str, **opt
             )
         seeds = _check_early(given)
         concepts = [parse_edit(text) for text in edits]
+        moving = animation.read(of_animation, edits, concepts, image="image" in given.call)
         if model is None:
             for one in concepts:
                 check_known(one)
@@ -151,6 +156,8 @@ def edit(model: str | None, prompt: str, edits: tuple[str, ...], out: str, **opt
         given = _located(given, source, model)
         name = model or "the demo model"
         _check_family(source.system, name, given)
+        if moving is not None:
+            moving.check_family(source.system, name)
         call = {name: value for name, value in given.call.items() if name not in SEEDS}
         call = parsed(source.system.call, call)
         remember_compilations()
@@ -161,7 +168,11 @@ def edit(model: str | None, prompt: str, edits: tuple[str, ...], out: str, **opt
         job = _job(pipe, prompt, concepts, seeds, call, given)
         job = job._replace(known={"model": None if model is None else sources.place(source)[0], **job.known})
         most = most_seeds(len(pipe.devices), bool(given.stages.get("low_memory")))
-        if missing := run(make, call, job, folder, most):
+        if moving is None:
+            missing = run(make, call, job, folder, most)
+        else:
+            missing = animation_run.run(make, pipe, call, job, moving, folder, most)
+        if missing:
             raise ValueError(
                 f"pictures with NaN or infinity were not written: {', '.join(missing)}; lower the scales of"
                 " the edits, or try --dtype float32"

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from sega_jax.cli.concepts import DEMO_WORDS, format_edit
 from sega_jax.cli.edit_sheet import Cell, Sheet
@@ -19,6 +19,8 @@ from sega_jax.pipelines.messages import muted
 from sega_jax.pipelines.output import Output
 from sega_jax.pipelines.progress import styled
 from sega_jax.systems.call import Call
+
+T = TypeVar("T")
 
 _KINDS = ("original", "edited")
 SEEDS = ("seed", "images_per_prompt")
@@ -76,20 +78,20 @@ def stored_seed(seeds: Sequence[int]) -> int | list[int]:
     return seeds[0] if len(seeds) == 1 else list(seeds)
 
 
-def groups(seeds: Sequence[int], most: int) -> Iterator[tuple[list[int], int]]:
-    """Splits seeds into the fewest groups possible. All groups have the same size, so they run the same compiled
-    programs.
+def groups(entries: Sequence[T], most: int) -> Iterator[tuple[list[T], int]]:
+    """Splits seeds or frames into the fewest groups possible. All groups have the same size, so they run the same
+    compiled programs.
 
     Args:
         most: the maximum size of a group.
 
     Yields:
-        The seeds of a group, and how many of them to keep. The last group is padded by repeating its last seed.
+        The entries of a group, and how many of them to keep. The last group is padded by repeating its last entry.
     """
-    number = -(-len(seeds) // most)
-    size = -(-len(seeds) // number)
-    for start in range(0, len(seeds), size):
-        group = list(seeds[start : start + size])
+    number = -(-len(entries) // most)
+    size = -(-len(entries) // number)
+    for start in range(0, len(entries), size):
+        group = list(entries[start : start + size])
         yield group + group[-1:] * (size - len(group)), len(group)
 
 
@@ -118,7 +120,7 @@ def run(make: Callable[..., Output], call: Mapping[str, Any], job: Job, folder: 
     sheet, missing, done = Sheet(job.prompt, signed, len(job.seeds)), [], 0
     last: Path | None = None
     began = time.perf_counter()
-    with compilations() as compiling, _numbered(folder) as number, pictures_reported_elsewhere():
+    with compilations() as compiling, numbered(folder) as number, pictures_reported_elsewhere():
         for group, size in groups(job.seeds, most):
             seeds = [seed for seed in group for _ in rows]
             # Later groups would repeat the first group's warnings.
@@ -202,7 +204,7 @@ def _write_seed(folder: Path, number: str, job: Job, seed: int, cells: Sequence[
 
 
 @contextmanager
-def _numbered(folder: Path) -> Iterator[str]:
+def numbered(folder: Path) -> Iterator[str]:
     """Yields the first number that no file name in the folder starts with, such as "0001".
 
     A hidden file reserves the number until the `with` block ends, so that no other run writing to the folder uses it.

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from sega_jax.cli import adapters, stages
+from sega_jax.cli import adapters, animation, stages
 from sega_jax.cli.concepts import complete, format_edit
 from sega_jax.cli.options import command_words, load_arguments, shell_arguments
 from sega_jax.cli.terminal import echo, quoted
@@ -26,7 +26,8 @@ from sega_jax.systems.registry import named
 def info(file: Path) -> None:
     """Prints a picture's settings and command.
 
-    FILE is a PNG that `sega-jax edit` or a sweep wrote. The last line is the command that reproduces the picture.
+    FILE is a PNG that `sega-jax edit` or a sweep wrote, or an animation that `sega-jax edit` wrote. The last line is
+    the command that reproduces the file.
     """
     with plainly():
         known = stored_settings.read(file)
@@ -52,7 +53,7 @@ def info(file: Path) -> None:
                 for number, line in enumerate(value or ["none"]):
                     echo(f"{name if number == 0 else '':{width}}{line}")
             else:
-                echo(f"{name:{width}}{'; '.join(map(str, value)) if isinstance(value, list) else value}")
+                echo(f"{name:{width}}{_shown(value)}")
         echo(f"\n{quoted(words)}")
 
 
@@ -76,10 +77,17 @@ def _words(known: Mapping[str, Any]) -> list[str]:
         if call.get(name) is not None and not isinstance(one.kind, Pictures | Seeds):
             one.kind.check_one(name, call[name])
     words += command_words(system.call, call, defaults)
+    words += animation.words(known)
     words += stages.words(known)
     load = {name: value for name, value in known.items() if name != "revision"}
     words += command_words(LoadOptions, {name: value for name, value in load.items() if name in load_arguments()}, {})
     return words + adapters.command_words(known)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {one}" for name, one in value.items())
+    return "; ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _tuples(value: Any) -> Any:

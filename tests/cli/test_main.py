@@ -239,7 +239,7 @@ def test_the_help_page_lists_every_option_once_and_the_common_ones_first():
     lines = run("edit", "--help").output.splitlines()
     titles = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
     assert titles[0] == "Options:"
-    assert len(titles) == 5
+    assert len(titles) == 6
     lines = lines[lines.index("Options:") :]
     options = [line.split()[0].rstrip(",") for line in lines if line.startswith("  -")]
     assert options[:5] == ["--model", "--prompt", "--edit", "--seed", "--images-per-prompt"]

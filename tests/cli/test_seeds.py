@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from sega_jax.cli.edit_run import _numbered, groups, most_seeds, seeds_of
+from sega_jax.cli.edit_run import groups, most_seeds, numbered, seeds_of
 from sega_jax.cli.main import main
 from sega_jax.method.arguments import arguments
 from sega_jax.pipelines import pipeline, png, stored_settings
@@ -242,7 +242,7 @@ def test_runs_at_the_same_time_have_different_numbers(tmp_path):
 
     def number(i):
         barrier.wait()
-        with _numbered(tmp_path) as name:
+        with numbered(tmp_path) as name:
             (tmp_path / f"{name}-seed{i}-original.png").touch(exist_ok=False)
             return name
 
