@@ -3,18 +3,19 @@
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from sega_jax.pipelines.captions import Font, Line, Segment
+from sega_jax.pipelines.fonts import announce
 
 # In pixels: the side length up to which small pictures are enlarged, and the maximum total width of all columns.
 _SIDE, _WIDTH = 384, 2048
 # The maximum number of pictures in a row, and a larger maximum for sheets that would otherwise exceed four rows.
 _COLUMNS, _MANY_COLUMNS = 8, 16
+# The maximum numbers of lines of the title and of other captions.
+_TITLE, _LINES = 6, 8
 _INK, _GREY, _EMPTY = "#1f2328", "#656d76", "#eaeef2"
 _SIGNS = {"+": "#116329", "-": "#a40e26"}
-
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-Segment = tuple[str, str]  # a string without line breaks, and its colour
-Line = list[tuple[float, str, str]]  # the offset, text and colour of each part of a line
 
 
 class Cell(NamedTuple):
@@ -71,32 +72,33 @@ class Sheet:
         return image.resize(self._size, Image.Resampling.LANCZOS)
 
     def draw(self) -> Image.Image:
-        """Draws the page and returns it."""
+        """Draws the page and returns it. Characters that no font has cause a warning."""
+        announce([self.prompt, *self.edits])
         width = self._size[0]
         gap = max(width // 40, 4)
         inner = self.columns * (width + gap) - gap
         em = min(max(inner // 46, 14), 32)
         page = _Page(inner, margin=max(em, 16))
-        edits = [(text, _SIGNS.get(text[:1], _INK)) for text in self.edits]
-        page.text([(word, _INK) for word in self.prompt.split()], round(em * 1.2))
+        edits = [Segment(text, _SIGNS.get(text[:1], _INK)) for text in self.edits]
+        without = [Segment("without edits", _GREY)]
+        page.texts([[Segment(self.prompt, _INK)]], round(em * 1.2), inner, 0, _TITLE)
         page.space(em // 2)
         seeds = list(self._cells)
         if self._beside:
-            labels = [[("without edits", _GREY)], edits]
-            page.texts(labels, em, width, gap)
+            page.texts([without, edits], em, width, gap)
             page.space(em // 3)
             page.cells(self._cells[seeds[0]], self._size, gap, em)
-            page.texts([[(f"seed {seeds[0]}", _GREY)]], em, width, gap)
+            page.texts([[Segment(f"seed {seeds[0]}", _GREY)]], em, width, gap)
             return page.finish()
         for start in range(0, len(seeds), self.columns):
             block = seeds[start : start + self.columns]
             for kind in range(2 if self.edits else 1):
                 if self.edits:
-                    page.text(edits if kind else [("without edits", _GREY)], em)
+                    page.texts([edits if kind else without], em, inner, 0)
                     page.space(em // 3)
                 page.cells([self._cells[seed][kind] for seed in block], self._size, gap, em)
                 page.space(em // 3)
-            page.texts([[(f"seed {seed}", _GREY)] for seed in block], em, width, gap)
+            page.texts([[Segment(f"seed {seed}", _GREY)] for seed in block], em, width, gap)
             page.space(em)
         return page.finish()
 
@@ -106,26 +108,21 @@ class _Page:
 
     def __init__(self, width: int, margin: int):
         self.width, self.margin, self.y = width, margin, margin
-        self._texts: list[tuple[int, int, int, Line]] = []  # left, top, size
+        self._texts: list[tuple[Font, tuple[int, int], Line]] = []  # the left and upper ends of lines
         self._images: list[tuple[int, int, Image.Image]] = []  # left, top
         self._bottom = margin
 
     def space(self, height: int) -> None:
         self.y += height
 
-    def text(self, segments: Sequence[Segment], size: int) -> None:
-        """Writes a paragraph across the full width."""
-        self.texts([segments], size, self.width, 0)
-
-    def texts(self, columns: Iterable[Sequence[Segment]], size: int, width: int, gap: int) -> None:
-        """Writes paragraphs next to each other, in columns that are `width` pixels wide."""
-        font, step, most = ImageFont.load_default(size), round(size * 1.3), 0
+    def texts(self, columns: Iterable[Sequence[Segment]], size: int, width: int, gap: int, most: int = _LINES) -> None:
+        """Writes paragraphs of at most `most` lines next to each other, in columns that are `width` pixels wide."""
+        font, count = Font(size), 0
         for column, segments in enumerate(columns):
-            lines = _wrapped(segments, font, width)
-            left = self.margin + column * (width + gap)
-            self._texts += [(left, self.y + i * step, size, line) for i, line in enumerate(lines)]
-            most = max(most, len(lines))
-        self.y += most * step
+            lines = font.lines(segments, width, most)
+            self._write(font, self.margin + column * (width + gap), self.y, lines)
+            count = max(count, len(lines))
+        self.y += count * font.step
         self._bottom = self.y
 
     def cells(self, cells: Sequence[Cell], size: tuple[int, int], gap: int, em: int) -> None:
@@ -136,10 +133,9 @@ class _Page:
             image = cell.image
             if image is None or cell.note:
                 image = Image.new("RGB", size, _EMPTY)
-                lines = _wrapped([(cell.note, _GREY)], ImageFont.load_default(em), width - em)
-                self._texts += [
-                    (left + em // 2, self.y + em // 2 + i * em * 5 // 4, em, x) for i, x in enumerate(lines)
-                ]
+                font = Font(em)
+                lines = font.lines([Segment(cell.note, _GREY)], width - em, max((height - em) // font.step, 1))
+                self._write(font, left + em // 2, self.y + em // 2, lines)
             self._images.append((left, self.y, image))
         self.y += height
         self._bottom = self.y
@@ -150,40 +146,9 @@ class _Page:
         for left, top, image in self._images:
             page.paste(image, (left, top))
         draw = ImageDraw.Draw(page)
-        for left, top, size, line in self._texts:
-            font = ImageFont.load_default(size)
-            for offset, text, colour in line:
-                draw.text((left + offset, top), text, colour, font)
+        for font, place, line in self._texts:
+            font.draw(draw, place, line)
         return page
 
-
-def _wrapped(segments: Sequence[Segment], font: Font, width: float) -> list[Line]:
-    """Breaks coloured segments into lines of at most `width` pixels, inside segments or words if necessary."""
-    lines: list[Line] = [[]]
-    x, space = 0.0, font.getlength(" ")
-    for text, colour in segments:
-        apart = 2.5 * space if colour in _SIGNS.values() else space
-        pieces = [text] if font.getlength(text) <= width else _pieces(text, font, width)
-        for i, piece in enumerate(pieces):
-            length = font.getlength(piece)
-            before = (apart if i == 0 else space) if lines[-1] else 0
-            if lines[-1] and x + before + length > width:
-                lines.append([])
-                x, before = 0.0, 0
-            lines[-1].append((x + before, piece, colour))
-            x += before + length
-    return lines
-
-
-def _pieces(text: str, font: Font, width: float) -> list[str]:
-    """Splits a text at spaces. Words that are too wide are also split between letters."""
-    pieces = []
-    for word in text.split():
-        piece = ""
-        for letter in word:
-            if piece and font.getlength(piece + letter) > width:
-                pieces.append(piece)
-                piece = ""
-            piece += letter
-        pieces.append(piece)
-    return pieces
+    def _write(self, font: Font, left: int, top: int, lines: Sequence[Line]) -> None:
+        self._texts += [(font, (left, top + i * font.step), line) for i, line in enumerate(lines)]

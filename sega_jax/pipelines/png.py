@@ -1,17 +1,18 @@
 """Functions for PNG files that contain their pictures' settings, and for sheets of pictures with captions."""
 
 import io
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from sega_jax.pipelines.captions import Font, Segment
+from sega_jax.pipelines.fonts import announce
 from sega_jax.pipelines.stored_settings import save_options
 from sega_jax.weights.destination import write_file
 
-_MARGIN, _FONT = 8, 14
+_MARGIN, _FONT, _LINES = 8, 14, 6
 
 
 def sheet(images: Sequence[Image.Image], captions: Sequence[str], *, columns: int = 4) -> Image.Image:
@@ -21,7 +22,7 @@ def sheet(images: Sequence[Image.Image], captions: Sequence[str], *, columns: in
 
     Args:
         images: The pictures, in reading order.
-        captions: One caption for each picture; long captions are wrapped.
+        captions: One caption for each picture, in any script. Captions are wrapped, and cut after six lines.
         columns: The number of pictures in each row of the sheet.
 
     Example:
@@ -31,19 +32,20 @@ def sheet(images: Sequence[Image.Image], captions: Sequence[str], *, columns: in
         >>> sega_jax.sheet(pictures, ["before", "after"]).width
         536
     """
+    announce(captions)
     zoom = max(1, -(-256 // min(images[0].size)))
     width, height = (side * zoom for side in images[0].size)
-    font, line = ImageFont.load_default(_FONT), _FONT + 4
-    wrapped = [textwrap.wrap(caption, int(width / font.getlength("n"))) or [""] for caption in captions]
+    font = Font(_FONT)
+    wrapped = [font.lines([Segment(caption)], width, _LINES) for caption in captions]
     columns = min(columns, len(images))
-    across, down = width + _MARGIN, height + max(map(len, wrapped)) * line + 2 * _MARGIN
+    across, down = width + _MARGIN, height + max(map(len, wrapped)) * font.step + 2 * _MARGIN
     page = Image.new("RGB", (columns * across + _MARGIN, -(-len(images) // columns) * down), "white")
     draw = ImageDraw.Draw(page)
     for i, (image, lines) in enumerate(zip(images, wrapped, strict=True)):
         left, top = _MARGIN + i % columns * across, _MARGIN + i // columns * down
         page.paste(image.resize((width, height), Image.Resampling.NEAREST), (left, top))
-        for k, text in enumerate(lines):
-            draw.text((left, top + height + 4 + k * line), text, "black", font)
+        for k, line in enumerate(lines):
+            font.draw(draw, (left, top + height + 4 + k * font.step), line)
     return page
 
 

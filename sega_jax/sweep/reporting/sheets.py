@@ -2,12 +2,13 @@
 
 import itertools
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
+from sega_jax.pipelines.captions import Font, Segment
+from sega_jax.pipelines.fonts import announce
 from sega_jax.sweep.reporting.results import Results, Row, show
 
 _GAP, _PAD, _GREY, _EMPTY = 4, 16, "#666666", "#f0f0f0"
@@ -26,6 +27,8 @@ def sheets(
     results: Results, across: str | None, down: str | None, fixed: Mapping[str, Any] | None = None, *, side: int = 160
 ) -> list[Page]:
     """Arranges pictures along two axes, with one page for each combination of the other axes' values.
+
+    Long labels are wrapped, and cut after a few lines. Characters that no font has cause a warning.
 
     Args:
         results: the sweep's results.
@@ -51,6 +54,7 @@ def sheets(
             raise ValueError(f"{axis!r} is used twice; use it once, as across, as down or in fixed")
     if not results.rows:
         raise ValueError(f"{results.folder} has no pictures yet; run the sweep first")
+    announce({show(row[axis]) for row in results.where(fixed) for axis in results.axes})
     columns, lines = (_values(results, axis, fixed) for axis in (across, down))
     return [
         Page(page, _page(results, rows, (across, columns), (down, lines), page | fixed, side))
@@ -75,9 +79,10 @@ def _page(
     """
     size = rows[0]["width"], rows[0]["height"]
     width, height = (round(length * side / min(size)) for length in size)
-    small, normal, large = (ImageFont.load_default(max(round(side * share), 11)) for share in (0.085, 0.1, 0.11))
-    top = [_text(show(value), normal, width, 0.5) for value in across[1] if across[0]]
-    left = [_text(show(value), normal, max(width, 120), 1) for value in down[1] if down[0]]
+    small, normal, large = (Font(max(round(side * share), 11)) for share in (0.085, 0.1, 0.11))
+    top = [_text([show(value)], normal, width - normal.size // 2, 4, 0.5) for value in across[1] if across[0]]
+    most = max(height // normal.step, 1)
+    left = [_text([show(value)], normal, max(width, 120), most, 1) for value in down[1] if down[0]]
     x0 = max((label.width + 8 for label in left), default=0)
     y0 = max((label.height + 4 for label in top), default=0)
     xs = range(x0, x0 + len(across[1]) * (width + _GAP), width + _GAP)
@@ -92,18 +97,18 @@ def _page(
     for (x, column), (y, line) in itertools.product(zip(xs, across[1], strict=True), zip(ys, down[1], strict=True)):
         table.paste(_picture(results, cells.get((column, line)), (width, height)), (x, y))
     if across[0]:
-        name = _text(across[0], large)
+        name = _text([across[0]], large, table.width - x0, 3)
         y0 += name.height + 6
         table = ImageOps.expand(table, (0, name.height + 6, 0, 0), "white")
         table.paste(name, ((x0 + table.width - name.width) // 2, 0))
     if down[0]:
-        name = _text(down[0], large).rotate(90, expand=True)
+        name = _text([down[0]], large, max(table.height - y0, 160), 2).rotate(90, expand=True)
         below = max(y0 + name.height - table.height, 0)
         table = ImageOps.expand(table, (name.width + 6, 0, 0, below), "white")
         table.paste(name, (0, (y0 + table.height - name.height) // 2))
     if fixed:
-        text = ", ".join(f"{key} = {show(value)}" for key, value in fixed.items())
-        caption = _text(text, small, table.width, colour=_GREY)
+        texts = [small.shortened(f"{key} = {show(value)}", 3 * table.width) for key, value in fixed.items()]
+        caption = _text(texts, small, table.width, colour=_GREY)
         table = ImageOps.expand(table, (0, caption.height + 8, 0, 0), "white")
         table.paste(caption, (0, 0))
     return ImageOps.expand(table, _PAD, "white")
@@ -122,12 +127,15 @@ def _picture(results: Results, row: Row | None, size: tuple[int, int]) -> Image.
     return image.resize(size, Image.Resampling.NEAREST if size[0] % image.width == 0 else Image.Resampling.LANCZOS)
 
 
-def _text(text: str, font: Any, width: int = 10**6, align: float = 0, colour: str = "black") -> Image.Image:
-    """Draws text, wrapped at about `width` pixels, on an image of matching size. `align` is 0 for left and 1 for
-    right."""
-    lines = textwrap.wrap(text, max(int(width / font.getlength("n")), 6)) or [""]
-    height, lengths = sum(font.getmetrics()) + 2, [math.ceil(font.getlength(line)) for line in lines]
-    image = Image.new("RGB", (max(lengths), height * len(lines)), "white")
+def _text(
+    texts: Sequence[str], font: Font, width: int, most: int | None = None, align: float = 0, colour: str = "black"
+) -> Image.Image:
+    """Draws texts, wrapped at `width` pixels and with at most `most` lines, on an image of matching size. `align` is 0
+    for left and 1 for right."""
+    lines = font.lines([Segment(text, colour) for text in texts], width, most)
+    lengths = [math.ceil(font.width([line])) for line in lines]
+    image = Image.new("RGB", (max(*lengths, 1), font.step * len(lines)), "white")
     for k, line in enumerate(lines):
-        ImageDraw.Draw(image).text((align * (image.width - lengths[k]), k * height), line, colour, font)
+        place = align * (image.width - lengths[k]), k * font.step
+        font.draw(ImageDraw.Draw(image), place, line)
     return image
