@@ -3,10 +3,10 @@
 import io
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
-from itertools import groupby
+from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,7 +50,7 @@ class Font:
 
     Example:
         >>> from sega_jax.pipelines.captions import Font, Segment
-        >>> [[piece.text for piece in line] for line in Font(14).lines([Segment("a portrait of a cat")], 80)]
+        >>> [[piece.text for piece in line] for line in Font(14).lines([Segment("a portrait of a cat")], 70)]
         [['a portrait'], ['of a cat']]
     """
 
@@ -80,11 +80,11 @@ class Font:
         lines: list[Line] = [[]]
         for segment in segments:
             rest, rtl = readable(segment.text), _reads_from_the_right(segment.text)
-            whole = self.length(rest) <= width
+            whole = self._prefix(_PARTS.findall(rest), width) == rest
             while rest:
                 line = lines[-1]
                 start = self._end(line) + 2.5 * self.length(" ") if line else 0.0
-                part = self._prefix([one.group() for one in _PARTS.finditer(rest)], width - start)
+                part = self._prefix(_PARTS.findall(rest), width - start)
                 if line and (not part or (whole and part != rest)):
                     if len(lines) == most:
                         last = line.pop()
@@ -97,6 +97,11 @@ class Font:
                     line.append(Piece(start, part, segment.colour, rtl))
                     rest = rest[len(part) :].lstrip()
         return lines
+
+    def fits(self, text: str, width: float, most: int) -> bool:
+        """Returns whether a text has at most `most` lines of this width if no word is divided."""
+        words = (part.strip() for part in _PARTS.findall(readable(text)))
+        return all(self.length(word) <= width for word in words) and len(self.lines([Segment(text)], width)) <= most
 
     def width(self, lines: Sequence[Line]) -> float:
         """Returns the width of the longest line in pixels."""
@@ -116,12 +121,34 @@ class Font:
 
     def _prefix(self, parts: Sequence[str], width: float, ending: str = "") -> str:
         """Joins as many parts as fit into the width together with an ending, which is not returned."""
-        parts = parts[: int(width) + 1] if width > 0 else []  # a part is at least about one pixel wide
-        count = bisect_right(range(1, len(parts) + 1), width, key=lambda n: self.length("".join(parts[:n]) + ending))
-        return "".join(parts[:count])
+
+        def length(count: int) -> float:
+            return self.length("".join(parts[:count]) + ending)
+
+        most = 8
+        while most < len(parts) and length(most) <= width:  # short texts are measured faster
+            most *= 2
+        return "".join(parts[: bisect_right(range(1, min(most, len(parts)) + 1), width, key=length)])
 
     def _cut(self, text: str, width: float) -> str:
         return self._prefix(clusters(text), width, _ELLIPSIS).rstrip() + _ELLIPSIS
+
+
+def distinct(texts: Sequence[str], cut: Callable[[str], object]) -> list[str]:
+    """Returns texts that differ after `cut`, if possible. If cutting makes texts equal, an ellipsis replaces the words
+    at the start that all have in common.
+
+    Example:
+        >>> from sega_jax.pipelines.captions import distinct
+        >>> distinct(["a portrait of Ann", "a portrait of Ben"], lambda text: text[:10])
+        ['…Ann', '…Ben']
+    """
+    different = set(texts)
+    if len({str(cut(text)) for text in different}) == len(different):
+        return list(texts)
+    words = [text.split() for text in different]
+    common = len(list(takewhile(lambda column: len(set(column)) == 1, zip(*words, strict=False))))
+    return [_ELLIPSIS + " ".join(text.split()[common:]) for text in texts] if common else list(texts)
 
 
 class _Part(NamedTuple):

@@ -32,7 +32,8 @@ _STYLES = ("black", "bold", "condensed", "italic", "light", "medium", "mono", "o
 # Tables of coloured glyphs, which Pillow and matplotlib draw in few sizes or not at all.
 _COLOURED = {"CBDT", "COLR", "SVG ", "sbix"}
 
-_CLUSTER = regex.compile(r"\X")  # a letter with its accents, or a composed emoji
+# A letter with its accents, a composed emoji, or an escape sequence.
+_CLUSTER = regex.compile(r"\\(?:x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})|\X")
 _WORD = regex.compile(r"\s+|\S+")
 _INVISIBLE = regex.compile(r"[\p{Cf}\p{Variation_Selector}]")
 _EMOJI = regex.compile(r"[\p{Emoji_Presentation}\uFE0F]")
@@ -62,8 +63,9 @@ def readable(text: str) -> str:
 
 
 def clusters(text: str) -> list[str]:
-    """Splits a text into the characters that readers perceive, such as letters with accents and composed emoji."""
-    return list(text) if text.isascii() else _CLUSTER.findall(text)
+    """Splits a text into the characters that readers perceive, such as letters with accents and composed emoji. Escape
+    sequences are not split."""
+    return _CLUSTER.findall(text)
 
 
 def spans(text: str) -> list[Span]:
@@ -72,6 +74,11 @@ def spans(text: str) -> list[Span]:
         return [Span(text, None)]
     parts = itertools.groupby(_files_of(text), key=lambda one: one.file)
     return [Span("".join(one.text for one in part), file) for file, part in parts]
+
+
+def files(texts: Iterable[str]) -> list[Path]:
+    """Returns the files of the fonts that draw texts, without Pillow's own font."""
+    return list(dict.fromkeys(file for text in texts for _, file in spans(readable(text)) if file is not None))
 
 
 def own_font(size: float) -> ImageFont.FreeTypeFont:
@@ -131,6 +138,7 @@ def _drawable(cluster: str) -> str:
     return cluster.encode("ascii", "backslashreplace").decode()
 
 
+@cache
 def _obstacle(cluster: str) -> str | None:
     """Returns why a cluster cannot be drawn, with the remedy, or None if it can be drawn."""
     visible = _visible(cluster)

@@ -7,9 +7,11 @@ import pytest
 from PIL import Image
 
 from sega_jax.cli.edit_sheet import Cell, Sheet
+from sega_jax.pipelines import fonts
 
 EDITS = ["+ glasses", "- smile"]
 LONG_PROMPT = "few words " * 40 + "a" * 90
+SCRIPTS = "Портрет, 猫の肖像画。" * 20 + "صورة لقطة תמונה एक बिल्ली ภาพเหมือน 👩🏽‍🚀 \ud800 \x07"
 MANY_EDITS = [*EDITS, "+ a hat of blue velvet with many long feathers", "- " + "b" * 100, *["+ red hair"] * 12]
 
 
@@ -26,7 +28,11 @@ def is_colour(page, colour):
 
 
 @pytest.mark.parametrize("count", [1, 2, 8, 13])
-@pytest.mark.parametrize(("edits", "prompt"), [(EDITS, "a cat"), ([], "a cat"), (MANY_EDITS, LONG_PROMPT)])
+@pytest.mark.parametrize(
+    ("edits", "prompt"),
+    [(EDITS, "a cat"), ([], "a cat"), (MANY_EDITS, LONG_PROMPT), (["+ " + SCRIPTS] * 3, SCRIPTS)],
+)
+@pytest.mark.filterwarnings("ignore:pictures show")
 def test_captions_and_pictures_stay_inside_the_margins(count, edits, prompt):
     page = np.asarray(drawn(count, edits, prompt))
     border = np.ones(page.shape[:2], bool)
@@ -76,3 +82,15 @@ def test_any_size_has_a_sheet():
     for size, count in itertools.product([(1, 1), (8, 24), (300, 20), (1024, 768)], (1, 3)):
         page = drawn(count, EDITS, LONG_PROMPT, size)
         assert page.width <= 2250
+
+
+def test_captions_have_a_maximum_height():
+    short, long = (drawn(1, ["+ " + word * 3000], word * 3000) for word in ("w", "word "))
+    assert short.height == long.height < 384 + 400
+
+
+def test_characters_without_a_font_cause_one_warning(monkeypatch):
+    monkeypatch.setattr(fonts, "_announced", set())
+    with pytest.warns(UserWarning, match="show Egyptian characters") as record:
+        drawn(2, ["+ \U00013000"], "\U00013001 \U00013002")
+    assert len(record) == 1

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import click
 import numpy as np
@@ -260,7 +261,11 @@ def test_info_refuses_other_files(tmp_path):
 
 
 def test_captions_stay_inside_a_general_sheet():
-    page = png.sheet([Image.new("RGB", (8, 8), c) for c in ("red", "blue")], ["a" * 300, "few words " * 20])
+    captions = ["a" * 300, "few words " * 200, "猫" * 500, ""]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="pictures show")
+        page = png.sheet([Image.new("RGB", (8, 8), c) for c in ("red", "blue", "green", "red")], captions)
+    assert page.height < 2 * 256
     white = np.asarray(page) == 255
     assert white[:, -4:].all()
     assert white[-4:].all()

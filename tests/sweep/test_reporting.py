@@ -5,6 +5,7 @@ import hashlib
 import io
 import re
 import sys
+import warnings
 import xml.dom.minidom
 from html.parser import HTMLParser
 
@@ -287,6 +288,22 @@ def test_the_report_is_a_single_file(folder):
             Image.open(io.BytesIO(data)).load()
         else:
             xml.dom.minidom.parseString(data)
+
+
+def test_captions_in_other_scripts(results, tmp_path):
+    """Each value in a list has its own direction, long labels are cut, and damaged text can be written to a file."""
+    texts = {"a cat": "صورة لقطة, 猫" * 40, "a <script>": "x\ud800" * 100}
+    results.rows[:] = [{**row, "prompt": texts[row["prompt"]]} for row in results.rows]
+    results.axes["prompt"] = list(texts.values())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="pictures show")
+        text = sweep.report(results, "prompt", "seed")
+        pages = sweep.sheets(results, "prompt", "seed", {"hat.warmup": 1, "hat.scale": 4.0}, side=64)
+        pages += sweep.sheets(results, None, "prompt", {"seed": 3, "hat.scale": 4.0}, side=64)
+        pages += sweep.sheets(results, "seed", None, {"hat.warmup": 1, "hat.scale": 4.0}, side=64)
+    assert f"<bdi>{texts['a cat']}</bdi>, <bdi>x\\ud800x" in text
+    text.encode()
+    assert all(page.image.width < 600 and page.image.height < 600 for page in pages)
 
 
 def test_a_report_without_jinja2(results, monkeypatch):

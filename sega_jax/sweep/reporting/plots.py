@@ -1,13 +1,14 @@
 """Line plots of metrics over an axis."""
 
+import itertools
 import math
-import textwrap
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from sega_jax.sweep.reporting.labels import arrange
 from sega_jax.sweep.reporting.results import Results, Row, numbers, show
 
 _COLOURS = (
@@ -51,7 +52,8 @@ def plot(
         >>> results = sweep.Results("sega-jax-out/glasses")  # made by the example of sweep.run
         >>> sweep.plot(results, "seconds", "glasses.scale").savefig("seconds.svg")
     """
-    if axes is None:
+    own = axes is None
+    if own:
         axes = _figure().subplots()
     rows = results.where(fixed or {})
     if not rows:
@@ -67,23 +69,17 @@ def plot(
         colour = _colour(k, len(groups), graded)
         axes.plot(places, mean, marker="o", markersize=4, linewidth=1.6, color=colour, label=show(group))
         axes.fill_between(places, mean - error, mean + error, color=colour, alpha=0.15, linewidth=0)
-    if not real:
-        axes.set_xticks(range(len(values)), [_short(show(value)) for value in values])
-    elif len(values) <= 10:
+    if real and len(values) <= 10 and _apart(values):
         axes.set_xticks(values, [show(value) for value in values])
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     if by:
         # Place the legend next to the plot, because inside the plot it could cover lines.
         place = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
-        legend = axes.legend(title=by, frameon=False, fontsize="small", title_fontsize="small", **place)
-        for text in legend.get_texts():
-            text.set_text(_short(text.get_text()))
+        axes.legend(title=by, frameon=False, fontsize="small", title_fontsize="small", **place)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)
-    # Show dollar signs in prompts and file names literally, not as formulas.
-    for text in (*axes.findobj(lambda one: hasattr(one, "set_parse_math")), *axes.get_xticklabels()):
-        text.set_parse_math(False)
+    arrange(axes, [] if real else [show(value) for value in values], resize=own)
     return axes.figure
 
 
@@ -113,6 +109,11 @@ def _ordered(results: Results, rows: Sequence[Row], column: str) -> tuple[list[A
     return [value for value in results.axes.get(column, present) if value in here], False
 
 
+def _apart(values: Sequence[float]) -> bool:
+    """Returns whether there is space for a label at each of these sorted numbers."""
+    return all(12 * (b - a) >= values[-1] - values[0] for a, b in itertools.pairwise(values))
+
+
 def _means(rows: Sequence[Row], y: str, x: str, values: Sequence[Any]) -> tuple[list[int], np.ndarray, np.ndarray]:
     """Averages column `y` for each value of `x`.
 
@@ -133,7 +134,3 @@ def _means(rows: Sequence[Row], y: str, x: str, values: Sequence[Any]) -> tuple[
     if not positions:
         raise ValueError(f"{y!r} has no numbers for these pictures; measure it first")
     return positions, np.array(mean), np.array(error)
-
-
-def _short(text: str) -> str:
-    return textwrap.fill(text, 24, max_lines=3, placeholder=" …")

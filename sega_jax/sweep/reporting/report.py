@@ -42,7 +42,7 @@ def report(results: Results, across: str | None = None, down: str | None = None,
         across, down = _chosen(results)
     pages = sheets(results, across, down)
     curves, empty = _curves(results)
-    return template.render(
+    text = template.render(
         title=title,
         about=_about(results),
         axes={axis: _values(values) for axis, values in results.axes.items()},
@@ -52,6 +52,7 @@ def report(results: Results, across: str | None = None, down: str | None = None,
         sheets=[(_name(page), _picture(page.image)) for page in pages[:_PAGES]],
         settings=json.dumps(results.plan.sweep.as_dict(), indent=1, ensure_ascii=False),
     )
+    return text.encode("utf-8", "backslashreplace").decode()  # files cannot contain single surrogates
 
 
 def _template() -> Any:
@@ -90,10 +91,10 @@ def _about(results: Results) -> str:
     )
 
 
-def _values(values: list[Any]) -> str:
+def _values(values: list[Any]) -> list[str]:
     """Lists an axis's values. If there are more than 12, it lists the first five, the last one and the total number."""
     shown = [show(value) for value in values]
-    return ", ".join(shown) if len(shown) <= 12 else f"{', '.join(shown[:5])}, … {shown[-1]} ({len(shown)})"
+    return shown if len(shown) <= 12 else [*shown[:5], f"… {shown[-1]} ({len(shown)})"]
 
 
 def _curves(results: Results) -> tuple[dict[str, str], list[str]]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw, ImageOps
 
-from sega_jax.pipelines.captions import Font, Segment
+from sega_jax.pipelines.captions import Font, Segment, distinct
 from sega_jax.pipelines.fonts import announce
 from sega_jax.sweep.reporting.results import Results, Row, show
 
@@ -80,9 +80,9 @@ def _page(
     size = rows[0]["width"], rows[0]["height"]
     width, height = (round(length * side / min(size)) for length in size)
     small, normal, large = (Font(max(round(side * share), 11)) for share in (0.085, 0.1, 0.11))
-    top = [_text([show(value)], normal, width - normal.size // 2, 4, 0.5) for value in across[1] if across[0]]
-    most = max(height // normal.step, 1)
-    left = [_text([show(value)], normal, max(width, 120), most, 1) for value in down[1] if down[0]]
+    beside, most = max(width, 120), max(height // normal.step, 1)
+    top = [_text([text], normal, width - normal.size // 2, 4, 0.5) for text in _labels(across, normal, width, 4)]
+    left = [_text([text], normal, beside, most, 1) for text in _labels(down, normal, beside, most)]
     x0 = max((label.width + 8 for label in left), default=0)
     y0 = max((label.height + 4 for label in top), default=0)
     xs = range(x0, x0 + len(across[1]) * (width + _GAP), width + _GAP)
@@ -112,6 +112,12 @@ def _page(
         table = ImageOps.expand(table, (0, caption.height + 8, 0, 0), "white")
         table.paste(caption, (0, 0))
     return ImageOps.expand(table, _PAD, "white")
+
+
+def _labels(axis: Axis, font: Font, width: int, most: int) -> list[str]:
+    """Returns the labels of an axis's values, which have to fit into `most` lines."""
+    texts = [show(value) for value in axis[1] if axis[0]]
+    return distinct(texts, lambda text: font.lines([Segment(text)], width, most))
 
 
 def _value(row: Row, axis: str | None) -> Any:
