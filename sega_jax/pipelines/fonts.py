@@ -96,10 +96,11 @@ def can_shape() -> bool:
 def announce(texts: Iterable[str]) -> None:
     """Warns about the characters in texts that cannot be drawn, once for each script."""
     examples: dict[tuple[str, str], str] = {}  # {(obstacle, script): an example}
-    for cluster in {one for text in texts if not text.isascii() for one in clusters(_normal(printable(text)))}:
+    characters = (one for text in texts if not text.isascii() for one in clusters(_normal(printable(text))))
+    for cluster in dict.fromkeys(characters):
         if obstacle := _obstacle(cluster):
-            examples[obstacle, _script(cluster)] = _drawable(cluster)
-    for obstacle in {one for one, _ in examples}:
+            examples.setdefault((obstacle, _script(cluster)), _drawable(cluster))
+    for obstacle in dict.fromkeys(one for one, _ in examples):
         scripts = sorted(script for one, script in examples if one == obstacle and script not in _announced)
         _announced.update(scripts)
         if scripts:
