@@ -204,7 +204,7 @@ def _installed() -> list[Path]:
         if (spec := find_spec(package)) is not None
         for folder in spec.submodule_search_locations or ()
     ]
-    folders = [Path(os.path.expandvars(folder)).expanduser() for folder in _FOLDERS]
+    folders = [Path(os.path.expanduser(os.path.expandvars(folder))) for folder in _FOLDERS]
     return [*itertools.chain(*packages), *sorted(_fonts(folders), key=_preference)]
 
 
@@ -213,5 +213,7 @@ def _fonts(folders: Iterable[Path]) -> Iterator[Path]:
         yield from (file for file in folder.rglob("*") if file.suffix.lower() in (".otc", ".otf", ".ttc", ".ttf"))
 
 
-def _preference(file: Path) -> tuple[bool, bool, Path]:
-    return any(style in file.stem.lower() for style in _STYLES), "Noto" not in file.stem, file
+def _preference(file: Path) -> tuple[bool, bool, int, Path]:
+    """Sorts fonts: regular ones first, then Noto fonts, then short names such as NotoSans, which has many scripts."""
+    styled = any(style in file.stem.lower() for style in _STYLES)
+    return styled, "Noto" not in file.stem, len(file.name), file
