@@ -8,6 +8,7 @@ from sega_jax.sweep.planning.memory import needed as needed
 from sega_jax.sweep.planning.outline import check as check
 from sega_jax.sweep.planning.plan import Plan as Plan
 from sega_jax.sweep.planning.plan import plan as plan
+from sega_jax.sweep.reporting.metrics import Probability as Probability
 from sega_jax.sweep.reporting.metrics import clip_score as clip_score
 from sega_jax.sweep.reporting.metrics import distance as distance
 from sega_jax.sweep.reporting.metrics import judge as judge
@@ -15,8 +16,8 @@ from sega_jax.sweep.reporting.metrics import measure as measure
 from sega_jax.sweep.reporting.plots import plot as plot
 from sega_jax.sweep.reporting.report import report as report
 from sega_jax.sweep.reporting.results import Results as Results
-from sega_jax.sweep.reporting.results import show as show
 from sega_jax.sweep.reporting.sheets import sheets as sheets
+from sega_jax.sweep.reporting.values import show as show
 from sega_jax.sweep.running.folder import Folder as Folder
 from sega_jax.sweep.running.run import keep as keep
 from sega_jax.sweep.running.run import kept as kept

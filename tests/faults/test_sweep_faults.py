@@ -162,8 +162,8 @@ def without_a_count(write):
 def of_all_values(means):
     """Averages over the pictures for all values, instead of over the pictures for each value."""
 
-    def damaged(rows, y, x, values):
-        return means([row | {x: value} for row in rows for value in values], y, x, values)
+    def damaged(rows, y, x, values, is_probability):
+        return means([row | {x: value} for row in rows for value in values], y, x, values, is_probability)
 
     return damaged
 

@@ -1,7 +1,6 @@
 """Tests contact sheets, curves, metrics and reports, with pictures whose colours encode their settings."""
 
 import base64
-import hashlib
 import io
 import re
 import sys
@@ -15,32 +14,17 @@ from click.testing import CliRunner
 from PIL import Image
 from safetensors.numpy import save_file
 from support import tiny
+from support.drawn_sweeps import draw
 
 from sega_jax import sweep
 from sega_jax.cli.main import main
 from sega_jax.demo.attributes import WORDS
 from sega_jax.demo.judge import load_judge, look
 from sega_jax.nn.clip import CLIPModel, CLIPTextConfig, CLIPVisionConfig
-from sega_jax.pipelines import png
-from sega_jax.sweep.running import records
-from sega_jax.sweep.running.folder import Folder, part
-from sega_jax.systems.base import Sizes
 
 pytest.importorskip("pyarrow.parquet")
 
-DDIM = {"_class_name": "DDIMScheduler", **tiny.SD_BETAS}
-FACTS = sweep.Facts({}, "stable_diffusion", DDIM, Sizes(4, 8, 8, (16, 24)))
 SCALES, SEEDS, WARMUPS = [4.0, 0.0, -2.0], [3, 1], [1, 2]
-MADE = {"finite": True, "flagged": None, "batch": 0, "rows": 4, "calls": 12, "seconds": 0.5, "device": "cpu"}
-MADE |= {
-    "devices": 1,
-    "model": "<b>ours</b>",
-    "revision": None,
-    "dtype": "float32",
-    "sega_jax": "0",
-    "jax": "0",
-    "made": None,
-}
 
 
 def colour(settings):
@@ -55,21 +39,7 @@ def folder(tmp_path_factory):
     where = tmp_path_factory.mktemp("sweep")
     grid = {"prompt": ["a cat", "a <script>"], "seed": SEEDS, "hat.scale": SCALES, "hat.warmup": WARMUPS}
     ablation = sweep.Sweep(call={"steps": 12, "guidance_scale": 3.0}, edits={"hat": {}}, grid=grid)
-    plan, kept = sweep.plan(ablation, FACTS, rows=4, share=False), Folder(where)
-    kept.begin(plan)
-    for number, batch in enumerate(plan.batches[:-1]):
-        table = []
-        for i, name in zip(batch.points, batch.names, strict=True):
-            file = None if i == 1 else f"pictures/{name}.png"
-            image = Image.new("RGB", (24, 16), colour(plan.sweep[i]))
-            own = {"name": name, "file": file, "point": i, "finite": i != 1}
-            own |= {"digest": hashlib.sha256(np.asarray(image).tobytes()).hexdigest()}
-            if file is not None:
-                data = png.encoded(image, "png", {})
-                kept.store.write(file, data)
-                own |= {"file_bytes": len(data), "file_digest": hashlib.sha256(data).hexdigest()}
-            table.append(records.settings(plan.point(i), FACTS, "DDIMScheduler") | MADE | own)
-        kept.store.write(part(number), records.part(table, plan.sweep, FACTS))
+    draw(where, ablation, colour, batches=-1, missing=[1])
     return where
 
 
@@ -86,8 +56,28 @@ def test_results_are_selected_by_columns(results):
     assert results.picture(row).getpixel((5, 5)) == colour(row)
     with pytest.raises(ValueError, match=r"there is no column 'hut'; the columns are prompt, seed, hat\.scale"):
         results.where({"hut": 1})
-    with pytest.raises(ValueError, match=r"no picture has seed=2 .*; its values are 3, 1"):
+    with pytest.raises(ValueError, match="no picture has seed=2; its values are 3, 1"):
         results.where({"seed": 2})
+    results.rows[:] = [row for row in results.rows if row["seed"] != 1 or row["hat.scale"] != 4]
+    with pytest.raises(ValueError, match=r"no picture has all of seed=1, hat\.scale=4; leave one of them out"):
+        results.where({"seed": 1, "hat.scale": 4})
+
+
+def test_values_are_named_by_equal_values_and_by_texts(results):
+    expected = results.where({"hat.scale": 4.0, "seed": 3})
+    assert expected
+    for scale, seed in ((4, 3.0), ("4.0", "3"), ("4e0", "03"), (np.float32(4), np.int64(3))):
+        assert results.where({"hat.scale": scale, "seed": seed}) == expected
+    results.rows[:] = [row | {"revision": "5" if row["seed"] == 1 else 5} for row in results.rows]
+    assert {row["seed"] for row in results.where({"revision": "5"})} == {1}
+    assert {row["seed"] for row in results.where({"revision": 5})} == {3}
+    assert [results.named("revision", text) for text in ("5", "5.0", '"5"')] == [5, 5, "5"]
+    results.rows[:] = [row | {"revision": 0.1 + 1e-8 * row["seed"]} for row in results.rows]
+    with pytest.raises(
+        ValueError, match=re.escape("revision=0.1 could be any of 0.10000003, 0.10000001; write one of")
+    ):
+        results.named("revision", "0.1")
+    assert results.named("revision", "0.10000001") == 0.1 + 1e-8
 
 
 def places(image, colour):
@@ -365,7 +355,7 @@ def test_work_is_linear_in_the_number_of_pictures(results, report, monkeypatch):
         results.axes["seed"] = list(range(count))
         Counted.reads = 0
         if report == "sheets":
-            sweep.sheets(results, "hat.scale", "seed", side=16)
+            assert sweep.sheets(results, "hat.scale", "seed", side=16)
         elif report == "plot":
             sweep.plot(results, "seconds", "seed")
         else:

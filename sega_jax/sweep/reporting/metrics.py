@@ -1,6 +1,7 @@
 """Computes and stores metrics. A metric is one number for each picture, computed from the picture's pixels and
 record."""
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,39 @@ from sega_jax.weights.tensors import Tensors
 # A metric maps uint8 pictures [n, height, width, 3] and their rows in the results to numbers [n]. NaN means "no value".
 Metric = Callable[[np.ndarray, Sequence[Row]], Any]
 _BLOCK = 64
+_ROUNDING = 1e-5  # the amount by which rounding may move a probability out of [0, 1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Probability:
+    """A metric whose numbers are probabilities or shares, which are in [0, 1]. `plot` then draws confidence intervals
+    that stay in this range.
+
+    Args:
+        metric: a metric. NaN means "no value".
+
+    Raises:
+        ValueError: (in a call) a number is outside [0, 1].
+
+    Example:
+        >>> import numpy as np
+        >>> from sega_jax import sweep
+        >>> bright = sweep.Probability(lambda pictures, rows: (pictures > 127).mean((1, 2, 3)))
+        >>> bright(np.full((1, 8, 8, 3), 200, np.uint8), [{}])
+        array([1.])
+    """
+
+    metric: Metric
+
+    def __call__(self, pictures: np.ndarray, rows: Sequence[Row]) -> np.ndarray:
+        """Returns the metric's numbers, after a check of their range."""
+        numbers = np.asarray(self.metric(pictures, rows), np.float64)
+        if outside := numbers[(numbers < -_ROUNDING) | (numbers > 1 + _ROUNDING)].tolist():
+            raise ValueError(
+                f"the metric returned {outside[0]:g}, but a probability should be from 0 to 1; scale the numbers, or"
+                " pass the metric without sweep.Probability"
+            )
+        return numbers.clip(0, 1)
 
 
 def measure(folder: str | Path, metrics: Mapping[str, Metric]) -> Results:
@@ -32,7 +66,8 @@ def measure(folder: str | Path, metrics: Mapping[str, Metric]) -> Results:
     Args:
         folder: the sweep's folder, or an address that fsspec supports.
         metrics: {column: function}. A function gets at most 64 uint8 pictures of the same size, [n, height, width, 3],
-            and the pictures' rows in the results. It returns n numbers, with NaN where there is no value.
+            and the pictures' rows in the results. It returns n numbers, with NaN where there is no value. If the
+            numbers are probabilities, wrap the function in `Probability`.
 
     Returns:
         The results, including the new numbers.
@@ -83,8 +118,10 @@ def measure(folder: str | Path, metrics: Mapping[str, Metric]) -> Results:
                         " return one number per picture"
                     )
                 values[name] += [None if np.isnan(value) else float(value) for value in measured]
-    for name, numbers in values.items():
-        store.write(f"{METRICS}/{name}.parquet", records.values(measured_names, numbers))
+    for name, metric in metrics.items():
+        numbers = dict(zip(measured_names, values[name], strict=True))
+        data = records.metric(records.Numbers(numbers, isinstance(metric, Probability)))
+        store.write(f"{METRICS}/{name}.parquet", data)
     return Results(folder)
 
 
@@ -95,7 +132,7 @@ def judge(word: str) -> Metric:
         word: one of `sega_jax.demo.attributes.WORDS`, such as "glasses".
 
     Returns:
-        A metric that accepts pictures of 128x128 pixels and raises ValueError for other sizes.
+        A `Probability` that accepts pictures of 128x128 pixels and raises ValueError for other sizes.
 
     Raises:
         ValueError: the judge does not know the word.
@@ -118,7 +155,7 @@ def judge(word: str) -> Metric:
             )
         return look(model, pictures, _BLOCK).probability[:, column]
 
-    return metric
+    return Probability(metric)
 
 
 def distance(results: Results) -> Metric:

@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image
 
 from sega_jax.sweep.reporting.plots import plot
-from sega_jax.sweep.reporting.results import Results, numbers, show
+from sega_jax.sweep.reporting.results import Results, numbers
 from sega_jax.sweep.reporting.sheets import Page, sheets
+from sega_jax.sweep.reporting.values import show
 
 _WEBP = 16383  # the maximum side of a WebP picture, in pixels
 _PAGES = 12  # the maximum number of sheets in a report

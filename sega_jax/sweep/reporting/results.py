@@ -16,7 +16,8 @@ from sega_jax.pipelines.messages import warn
 from sega_jax.sweep.description.fields import kind_of
 from sega_jax.sweep.description.points import name
 from sega_jax.sweep.description.sweep_file import Sweep
-from sega_jax.sweep.running.damage import damage, metric_values
+from sega_jax.sweep.reporting.values import comparable, exact, find, named, show
+from sega_jax.sweep.running.damage import damage, metric_numbers
 from sega_jax.sweep.running.folder import METRICS, RECORDS, Folder
 
 Row = Mapping[str, Any]
@@ -32,6 +33,7 @@ class Results:
             `sega_jax.sweep.running.records.columns`), the measured metrics, and the axes, whose values are written as
             in the sweep. Points that describe the same picture each have a row.
         axes: the settings that vary, {setting: values in the sweep's order}.
+        probabilities: the names of the metrics whose numbers are probabilities; see `Probability`.
         problems: a sentence about each damaged or missing file that has been left out so far.
 
     Example:
@@ -52,6 +54,7 @@ class Results:
         """
         self.folder = Folder(folder)
         self.plan = self.folder.plan()
+        self.probabilities: set[str] = set()
         self.problems: list[str] = []
         recorded = self._recorded()
         self.rows: list[Row] = []
@@ -75,9 +78,11 @@ class Results:
             for problem in problems:
                 self._report(f"{problem}; run the sweep again")
         for metric in self.metrics:
-            measured, trouble = metric_values(self.folder, f"{METRICS}/{metric}.parquet")
-            for picture in measured.keys() & rows.keys():
-                rows[picture][metric] = measured[picture]
+            measured, trouble = metric_numbers(self.folder, f"{METRICS}/{metric}.parquet")
+            if measured.probability:
+                self.probabilities.add(metric)
+            for picture in measured.of.keys() & rows.keys():
+                rows[picture][metric] = measured.of[picture]
             if trouble is not None:
                 self._report(str(trouble))
         return rows
@@ -108,20 +113,63 @@ class Results:
     def where(self, fixed: Mapping[str, Any]) -> list[Row]:
         """Returns the rows with the given column values.
 
+        Args:
+            fixed: {column: value}; see `value`.
+
         Raises:
-            ValueError: there is no such column, or no row has these values.
+            ValueError: there are no pictures yet, there is no such column, or no row has these values.
         """
-        rows = self.rows
-        for key, value in fixed.items():
-            self.check(key)
-            rows = [row for row in rows if row.get(key) == value]
-            if not rows:
-                known = ", ".join(dict.fromkeys(show(row.get(key)) for row in self.rows))
-                raise ValueError(
-                    f"no picture has {key}={brief(value)} (with the other filters, if any); its values are"
-                    f" {known[:200] or 'none'}"
-                )
+        rows = self._finished()
+        for column, given in fixed.items():
+            wanted = comparable(self.value(column, given))
+            rows = [row for row in rows if comparable(row.get(column)) == wanted]
+        if not rows:
+            listed = ", ".join(f"{column}={brief(given)}" for column, given in fixed.items())
+            raise ValueError(f"no picture has all of {listed}; leave one of them out")
         return rows
+
+    def value(self, column: str, given: Any) -> Any:
+        """Returns the value of a column that a given value or text names.
+
+        Args:
+            column: an axis, a metric, or another column.
+            given: a value of the column, in which lists may replace tuples; or a text that `named` accepts.
+
+        Raises:
+            ValueError: there is no such column, or the given value names no value or several values of the column.
+        """
+        return self._only(column, brief(given), find(given, self._values(column)))
+
+    def named(self, column: str, text: str) -> Any:
+        """Returns the value of a column that a text names.
+
+        A number names the equal number, in any notation. The words true, false and never name True, False and None.
+        Text in quotation marks names a string, and a list in brackets names a list, as in a sweep's file. Other text
+        names a string, or the value that sheets and plots show as this text, such as "hat + glasses".
+
+        Raises:
+            ValueError: there is no such column, or the text names no value or several values of the column.
+        """
+        return self._only(column, text, named(text, self._values(column)))
+
+    def _values(self, column: str) -> list[Any]:
+        rows = self._finished()
+        self.check(column)
+        return list({comparable(row.get(column)): row.get(column) for row in rows}.values())
+
+    def _finished(self) -> list[Row]:
+        if not self.rows:
+            raise ValueError(f"{self.folder} has no pictures yet; run the sweep first")
+        return self.rows
+
+    def _only(self, column: str, given: str, values: list[Any]) -> Any:
+        if len(values) > 1:
+            listed = ", ".join(map(exact, values))
+            raise ValueError(f"{column}={given} could be any of {listed[:200]}; write one of these")
+        if not values:
+            known = ", ".join(dict.fromkeys(map(show, self._values(column))))
+            raise ValueError(f"no picture has {column}={given}; its values are {known[:200] or 'none'}")
+        return values[0]
 
     def check(self, column: str) -> None:
         """Checks that a column exists.
@@ -165,26 +213,6 @@ def _labels(sweep: Sweep, axis: str) -> dict[Any, Any]:
     values = list(dict.fromkeys(value for block in sweep.blocks for value in block.axes.get(axis, ())))
     labels = {value: kind.label(value) for value in values}
     return labels if len(set(labels.values())) == len(labels) else {}
-
-
-def show(value: Any) -> str:
-    """Formats a setting's value for display.
-
-    Args:
-        value: a number, a string, None, or a list or tuple of these.
-
-    Example:
-        >>> from sega_jax import sweep
-        >>> sweep.show(4.0), sweep.show(None), sweep.show(["hat", "glasses"])
-        ('4', 'never', 'hat + glasses')
-    """
-    if value is None:
-        return "never"
-    if isinstance(value, tuple | list):
-        # Edit names are joined with " + ", several numbers with ", ".
-        words = all(isinstance(one, str) for one in value)
-        return (" + " if words else ", ").join(map(show, value)) or "none"
-    return f"{value:g}" if isinstance(value, float) and abs(value) < 1e6 else str(value)
 
 
 def numbers(rows: Sequence[Row], column: str) -> np.ndarray:

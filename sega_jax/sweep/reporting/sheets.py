@@ -9,7 +9,8 @@ from PIL import Image, ImageDraw, ImageOps
 
 from sega_jax.pipelines.captions import Font, Segment, distinct
 from sega_jax.pipelines.fonts import announce
-from sega_jax.sweep.reporting.results import Results, Row, show
+from sega_jax.sweep.reporting.results import Results, Row
+from sega_jax.sweep.reporting.values import show
 
 _GAP, _PAD, _GREY, _EMPTY = 4, 16, "#666666", "#f0f0f0"
 

@@ -99,7 +99,7 @@ def problems(folder: Folder, plan: Plan, *, verify: bool) -> Iterator[Problem]:
     yield from _problems(folder, plan, range(len(plan.batches)), verify=verify, progress=False)
     for metric in sorted(folder.store.names(METRICS)):
         if not metric.startswith("."):
-            _, problem = metric_values(folder, f"{METRICS}/{metric}")
+            _, problem = metric_numbers(folder, f"{METRICS}/{metric}")
             if problem is not None:
                 yield problem
     known = {
@@ -131,14 +131,14 @@ def _problems(
     return problems
 
 
-def metric_values(folder: Folder, file: str) -> tuple[dict[str, float | None], Problem | None]:
-    """Reads a metric. Returns {picture name: number}, and a problem if the file is damaged."""
+def metric_numbers(folder: Folder, file: str) -> tuple[records.Numbers, Problem | None]:
+    """Reads a metric. Returns its numbers, and a problem if the file is damaged."""
     data, problem = folder.read(file)
     if problem is not None:
-        return {}, problem
+        return records.Numbers({}), problem
     try:
-        return {row["name"]: row["value"] for row in records.rows(data or b"")}, None
+        return records.numbers(data or b""), None
     except KeyError:
-        return {}, Problem(file, "is not a metric; remove it")
+        return records.Numbers({}), Problem(file, "is not a metric; remove it")
     except ValueError as error:
-        return {}, Problem(file, f"{error}; measure it again")
+        return records.Numbers({}), Problem(file, f"{error}; measure it again")

@@ -8,7 +8,7 @@ import io
 import re
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from sega_jax.sweep.description.facts import Facts
 from sega_jax.sweep.description.fields import ADAPTERS, adapter_kinds, call_settings, edit_settings
@@ -124,19 +124,43 @@ def part(rows: Sequence[dict[str, Any]], sweep: Sweep, facts: Facts) -> bytes:
     return _file(pyarrow.Table.from_pylist(list(rows), pyarrow.schema(fields)))
 
 
-def values(names: Sequence[str], numbers: Sequence[float | None]) -> bytes:
+class Numbers(NamedTuple):
+    """The numbers of a metric."""
+
+    of: dict[str, float | None]  # {picture name: number}
+    probability: bool = False  # whether all numbers are probabilities
+
+
+def metric(numbers: Numbers) -> bytes:
     """Returns a metric as a Parquet file, which holds each picture's name and number. A number may be null."""
     pyarrow = arrow()
     fields = [("name", pyarrow.string()), ("value", pyarrow.float64())]
-    return _file(pyarrow.table({"name": list(names), "value": list(numbers)}, pyarrow.schema(fields)))
+    schema = pyarrow.schema(fields, {"probability": str(numbers.probability).lower()})
+    return _file(pyarrow.table({"name": list(numbers.of), "value": list(numbers.of.values())}, schema))
 
 
 def rows(data: bytes) -> list[dict[str, Any]]:
-    """Reads the rows of a file that `part` or `values` wrote.
+    """Reads the rows of a file that `part` wrote.
 
     Raises:
         ValueError: the file is damaged. The message completes a sentence that begins with the file's name.
     """
+    return _table(data).to_pylist()
+
+
+def numbers(data: bytes) -> Numbers:
+    """Reads a file that `metric` wrote.
+
+    Raises:
+        KeyError: the file is a table of something else.
+        ValueError: the file is damaged. The message completes a sentence that begins with the file's name.
+    """
+    table = _table(data)
+    values = {row["name"]: row["value"] for row in table.to_pylist()}
+    return Numbers(values, (table.schema.metadata or {}).get(b"probability") == b"true")
+
+
+def _table(data: bytes) -> Any:
     if not data:
         raise ValueError("is empty")
     found = list(_DIGEST.finditer(data))
@@ -145,13 +169,14 @@ def rows(data: bytes) -> list[dict[str, Any]]:
         raise ValueError("is damaged: its content does not match its checksum")
     pyarrow = arrow()
     # pyarrow's threads can abort the process when the interpreter exits.
-    return pyarrow.parquet.read_table(pyarrow.BufferReader(data), use_threads=False, pre_buffer=False).to_pylist()
+    return pyarrow.parquet.read_table(pyarrow.BufferReader(data), use_threads=False, pre_buffer=False)
 
 
 def _file(table: Any) -> bytes:
     """Returns a table as a Parquet file that contains the digest of its other bytes."""
     file = io.BytesIO()
-    arrow().parquet.write_table(table.replace_schema_metadata({"digest": _BLANK}), file)
+    metadata = {**(table.schema.metadata or {}), "digest": _BLANK}
+    arrow().parquet.write_table(table.replace_schema_metadata(metadata), file)
     data = file.getvalue()
     start = data.rindex(_BLANK)
     digest = hashlib.sha256(data).hexdigest().encode()
