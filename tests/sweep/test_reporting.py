@@ -128,6 +128,35 @@ def test_labels_take_space_next_to_the_pictures(results):
 
 
 @pytest.mark.parametrize(
+    ("axes", "fixed", "chosen"),
+    [
+        ((), {}, ("hat.scale", "seed")),
+        (("auto", None), {}, ("hat.scale", None)),
+        ((None, "auto"), {}, (None, "hat.scale")),
+        (("hat.warmup",), {}, ("hat.warmup", "seed")),
+        (("seed",), {}, ("seed", "hat.scale")),
+        (("auto", "hat.scale"), {}, ("seed", "hat.scale")),
+        ((), {"hat.scale": 4, "seed": "3"}, ("hat.warmup", "prompt")),
+        ((), {"hat.scale": 4, "prompt": "a cat", "seed": 1}, ("hat.warmup", None)),
+        ((), {"hat.scale": 4, "prompt": "a cat", "seed": 1, "hat.warmup": 2}, (None, None)),
+    ],
+)
+def test_automatic_axes(results, axes, fixed, chosen):
+    automatic, explicit = (
+        sweep.sheets(results, *axes, fixed=fixed, side=16),
+        sweep.sheets(results, *chosen, fixed, side=16),
+    )
+    assert [page.fixed for page in automatic] == [page.fixed for page in explicit]
+    np.testing.assert_array_equal(automatic[0].image, explicit[0].image)
+
+
+def test_reports_choose_the_same_axes(folder, results):
+    results.metrics = []  # because curves contain random identifiers
+    assert sweep.report(results) == sweep.report(results, "hat.scale", "seed")
+    assert sweep.report(results) != sweep.report(results, "hat.scale", None)
+
+
+@pytest.mark.parametrize(
     ("axes", "fixed", "message"),
     [
         (
@@ -355,7 +384,7 @@ def test_work_is_linear_in_the_number_of_pictures(results, report, monkeypatch):
         results.axes["seed"] = list(range(count))
         Counted.reads = 0
         if report == "sheets":
-            assert sweep.sheets(results, "hat.scale", "seed", side=16)
+            assert [page.image.width for page in sweep.sheets(results, "hat.scale", "seed", side=16)]
         elif report == "plot":
             sweep.plot(results, "seconds", "seed")
         else:

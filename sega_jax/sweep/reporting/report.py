@@ -18,13 +18,13 @@ _WEBP = 16383  # the maximum side of a WebP picture, in pixels
 _PAGES = 12  # the maximum number of sheets in a report
 
 
-def report(results: Results, across: str | None = None, down: str | None = None, title: str = "Sweep") -> str:
+def report(results: Results, across: str | None = "auto", down: str | None = "auto", title: str = "Sweep") -> str:
     """Returns a report as HTML: a summary, the axes, a curve of every metric over every numeric axis, and the first 12
     contact sheets.
 
     Args:
         results: the sweep's results.
-        across, down: the axes of the sheets. If both are None, the report chooses them.
+        across, down: the axes of the sheets; see `sheets`.
         title: the title of the page.
 
     Raises:
@@ -39,9 +39,9 @@ def report(results: Results, across: str | None = None, down: str | None = None,
         True
     """
     template = _template()
-    if across is None and down is None:
-        across, down = _chosen(results)
     pages = sheets(results, across, down)
+    # Draw the sheets first, because damaged pictures are then added to the problems.
+    drawn = [(_name(page), _picture(page.image)) for page in pages[:_PAGES]]
     curves, empty = _curves(results)
     text = template.render(
         title=title,
@@ -50,7 +50,7 @@ def report(results: Results, across: str | None = None, down: str | None = None,
         curves=curves,
         left_out=[*(f"The metric {name} has no numbers." for name in empty), *(f"{one}." for one in results.problems)],
         count=len(pages),
-        sheets=[(_name(page), _picture(page.image)) for page in pages[:_PAGES]],
+        sheets=drawn,
         settings=json.dumps(results.plan.sweep.as_dict(), indent=1, ensure_ascii=False),
     )
     return text.encode("utf-8", "backslashreplace").decode()  # files cannot contain single surrogates
@@ -63,19 +63,6 @@ def _template() -> Any:
         raise ImportError('reports need jinja2, but it is not installed; pip install ".[sweep]"') from None
     text = resources.files("sega_jax.sweep.reporting").joinpath("report.html.j2").read_text("utf-8")
     return jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True).from_string(text)
-
-
-def _chosen(results: Results) -> tuple[str | None, str | None]:
-    """Chooses the axes of the sheets. The horizontal axis is a setting of an edit, preferably its scale. The vertical
-    axis is the seed, the prompt or another argument of the call.
-    """
-    axes = [axis for axis, values in results.axes.items() if len(values) > 1]
-    settings = [axis for axis in axes if axis.partition(".")[0] in results.plan.sweep.edits]
-    of_edits = sorted(settings, key=lambda axis: not axis.endswith(".scale"))
-    others = [axis for axis in dict.fromkeys(("seed", "prompt", *axes)) if axis in axes and axis not in of_edits]
-    order = [*of_edits[:1], *others, *of_edits[1:]]
-    across, down = [*order, None, None][:2]
-    return across, down
 
 
 def _about(results: Results) -> str:

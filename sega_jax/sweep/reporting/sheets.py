@@ -2,8 +2,9 @@
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageOps
 
@@ -17,25 +18,41 @@ _GAP, _PAD, _GREY, _EMPTY = 4, 16, "#666666", "#f0f0f0"
 Axis = tuple[str | None, Sequence[Any]]  # the axis's name and its values, or None and one value
 
 
-class Page(NamedTuple):
-    """A contact sheet, and the values that its pictures have on all other axes."""
+class Page:
+    """A contact sheet.
 
-    fixed: dict[str, Any]
-    image: Image.Image
+    Attributes:
+        fixed: the values that the sheet's pictures have on all axes that it does not show.
+    """
+
+    def __init__(self, fixed: dict[str, Any], draw: Callable[[], Image.Image]):
+        self.fixed, self._draw = fixed, draw
+
+    @cached_property
+    def image(self) -> Image.Image:
+        """The sheet, which is drawn when it is first used."""
+        return self._draw()
 
 
 def sheets(
-    results: Results, across: str | None, down: str | None, fixed: Mapping[str, Any] | None = None, *, side: int = 160
+    results: Results,
+    across: str | None = "auto",
+    down: str | None = "auto",
+    fixed: Mapping[str, Any] | None = None,
+    *,
+    side: int = 160,
 ) -> list[Page]:
     """Arranges pictures along two axes, with one page for each combination of the other axes' values.
 
-    Long labels are wrapped, and cut after a few lines. Characters that no font has cause a warning.
+    "auto" chooses an axis with several values: first a setting of an edit, if possible its scale, and then the seed,
+    the prompt or another setting. Long labels are wrapped, and cut after a few lines. Characters that no font has cause
+    a warning.
 
     Args:
         results: the sweep's results.
-        across: the horizontal axis, such as "glasses.scale"; if None, there is a single column.
-        down: the vertical axis; if None, there is a single row.
-        fixed: {column: value}; the pages include only pictures with these values.
+        across: the horizontal axis, such as "glasses.scale"; "auto" chooses one, and None means a single column.
+        down: the vertical axis; "auto" chooses one, and None means a single row.
+        fixed: {column: value}; the pages include only pictures with these values; see `Results.value`.
         side: the shorter side of a picture on the page, in pixels.
 
     Raises:
@@ -44,23 +61,42 @@ def sheets(
     Example:
         >>> from sega_jax import sweep
         >>> results = sweep.Results("sega-jax-out/glasses")  # made by the example of sweep.run
-        >>> [page] = sweep.sheets(results, across="glasses.scale", down=None)
+        >>> [page] = sweep.sheets(results)  # the same as across="glasses.scale", down=None
         >>> page.image.save("sheet.png")
     """
-    fixed, chosen = dict(fixed or {}), [axis for axis in (across, down) if axis is not None]
-    for axis in chosen:
+    fixed = {column: results.value(column, value) for column, value in (fixed or {}).items()}
+    given = [axis for axis in (across, down) if axis not in (None, "auto")]
+    for axis in given:
         if axis not in results.axes:
             raise ValueError(f"{axis!r} is not an axis of this sweep; its axes are {', '.join(results.axes) or 'none'}")
-        if axis in fixed or chosen.count(axis) > 1:
+        if axis in fixed or given.count(axis) > 1:
             raise ValueError(f"{axis!r} is used twice; use it once, as across, as down or in fixed")
-    if not results.rows:
-        raise ValueError(f"{results.folder} has no pictures yet; run the sweep first")
+    across, down = _chosen(results, across, down, fixed)
     announce({show(row[axis]) for row in results.where(fixed) for axis in results.axes})
     columns, lines = (_values(results, axis, fixed) for axis in (across, down))
+    apart = [axis for axis in (across, down) if axis is not None]
     return [
-        Page(page, _page(results, rows, (across, columns), (down, lines), page | fixed, side))
-        for page, rows in results.pages(chosen, fixed)
+        Page(page, partial(_page, results, rows, (across, columns), (down, lines), page | fixed, side))
+        for page, rows in results.pages(apart, fixed)
     ]
+
+
+def _chosen(
+    results: Results, across: str | None, down: str | None, fixed: Mapping[str, Any]
+) -> tuple[str | None, str | None]:
+    """Replaces "auto" by an axis that has several values among the pictures with the values in `fixed`, or by None."""
+
+    def is_of_edit(axis: str | None) -> bool:
+        return axis is not None and axis.partition(".")[0] in results.plan.sweep.edits
+
+    free = [axis for axis in results.axes if axis not in (across, down, *fixed)]
+    varying = [axis for axis in free if len(_values(results, axis, fixed)) > 1]
+    of_edits = sorted(filter(is_of_edit, varying), key=lambda axis: not axis.endswith(".scale"))
+    others = [axis for axis in dict.fromkeys(("seed", "prompt", *varying)) if axis in varying and axis not in of_edits]
+    first = 0 if is_of_edit(across) or is_of_edit(down) else 1
+    order = iter([*of_edits[:first], *others, *of_edits[first:]])
+    across, down = (next(order, None) if axis == "auto" else axis for axis in (across, down))
+    return across, down
 
 
 def _values(results: Results, axis: str | None, fixed: Mapping[str, Any]) -> list[Any]:
