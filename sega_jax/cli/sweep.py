@@ -1,20 +1,18 @@
-"""Defines `sega-jax sweep FILE` and the commands for a sweep's folder: status, measure, sheet, plot and report."""
+"""Defines `sega-jax sweep FILE` and the commands for a sweep's folder: status and measure here, and the commands in
+`sega_jax/cli/sweep_files.py`."""
 
-import io
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 import jax
-from PIL import Image
 
 from sega_jax import sweep as sweeps
+from sega_jax.cli.sweep_files import plot, report, sheet
 from sega_jax.cli.terminal import echo, remember_compilations, writable
 from sega_jax.pipelines.progress import plainly
-from sega_jax.weights.destination import write_file
 
 
 class _FileOrCommand(click.Group):
@@ -192,22 +190,6 @@ def status(folder: str, verify: bool) -> None:
             echo("all files are intact")
 
 
-def _out(default: str, help: str) -> Any:
-    """Returns the --out option of a command that writes a file."""
-    return click.option(
-        "--out", default=default, show_default=True, type=click.Path(path_type=Path, dir_okay=False), help=help
-    )
-
-
-_FIXED = click.option(
-    "--where",
-    "where",
-    multiple=True,
-    metavar="AXIS=VALUE",
-    help="Use only the pictures with this value. May be given several times.",
-)
-
-
 @sweep.command()
 @click.argument("folder")
 @click.option(
@@ -248,105 +230,8 @@ def measure(folder: str, words: tuple[str, ...], distance: bool, clip: Path | No
             echo(f"{name}: {len(values)} numbers, {mean}")
 
 
-@sweep.command()
-@click.argument("folder")
-@click.option("--across", metavar="AXIS", help="The axis from left to right, such as glasses.scale.")
-@click.option("--down", metavar="AXIS", help="The axis from top to bottom.")
-@_FIXED
-@click.option(
-    "--side",
-    default=160,
-    show_default=True,
-    type=click.IntRange(16, 4096),
-    help="The shorter side of a picture on the sheet, in pixels.",
-)
-@_out("sheet.png", "The file to write; if there are several sheets, their file names are numbered.")
-def sheet(folder: str, across: str | None, down: str | None, where: tuple[str, ...], side: int, out: Path) -> None:
-    """Arranges a sweep's pictures in a grid, with one setting on the horizontal axis and another on the vertical axis.
-
-    Each combination of the other axes' values gets a separate sheet.
-    """
-    with plainly():
-        results = sweeps.Results(folder)
-        pages = sweeps.sheets(results, across, down, _fixed(results, where), side=side)
-        for number, page in enumerate(pages):
-            path = out if len(pages) == 1 else out.with_stem(f"{out.stem}-{number + 1:0{len(str(len(pages)))}}")
-            _write(path, partial(page.image.save, format=_format(path)))
-            fixed = ", ".join(f"{key} = {sweeps.show(value)}" for key, value in page.fixed.items())
-            echo(f"Wrote {path}" + (f": {fixed}" if fixed else ""))
-
-
-@sweep.command()
-@click.argument("folder")
-@click.option("--y", required=True, metavar="COLUMN", help="The column to plot: a metric or other numbers.")
-@click.option("--x", required=True, metavar="AXIS", help="The horizontal axis.")
-@click.option("--by", metavar="AXIS", help="Draw one line for each value of this axis.")
-@_FIXED
-@_out("plot.png", "The file to write, with the extension png, svg or pdf.")
-def plot(folder: str, y: str, x: str, by: str | None, where: tuple[str, ...], out: Path) -> None:
-    """Plots the mean of a column for each value of an axis, with 95 % confidence intervals."""
-    with plainly():
-        results = sweeps.Results(folder)
-        figure = sweeps.plot(results, y, x, by, _fixed(results, where))
-        out = out if out.suffix else out.with_suffix(".png")
-        _write(out, partial(figure.savefig, format=out.suffix[1:]))
-        echo(f"Wrote {out}")
-
-
-@sweep.command()
-@click.argument("folder")
-@click.option("--across", metavar="AXIS", help="The horizontal axis of the sheets.  [default: chosen]")
-@click.option("--down", metavar="AXIS", help="The vertical axis of the sheets.  [default: chosen]")
-@click.option("--title", help="The title of the page.  [default: the folder's name]")
-@_out("report.html", "The file to write.")
-def report(folder: str, across: str | None, down: str | None, title: str | None, out: Path) -> None:
-    """Writes one HTML file with axes, plots and sheets."""
-    with plainly():
-        name = folder.rstrip("/").rpartition("/")[2] if title is None else title
-        write_file(out, sweeps.report(sweeps.Results(folder), across, down, name).encode(), replace=True)
-        echo(f"Wrote {out}")
-
-
-def _write(path: Path, save: Callable[[io.BytesIO], Any]) -> None:
-    """Writes a file completely or not at all, given a function that saves its content to a stream."""
-    stream = io.BytesIO()
-    try:
-        save(stream)
-    except (KeyError, OSError, ValueError) as error:
-        raise ValueError(
-            f"--out {path} cannot be written in this format ({error}); use .png, a smaller --side, or --where"
-        ) from None
-    write_file(path, stream.getvalue(), replace=True)
-
-
-def _format(path: Path) -> str:
-    """Returns the format of a picture file.
-
-    Raises:
-        ValueError: Pillow cannot write files with this extension.
-    """
-    if (known := Image.registered_extensions().get(path.suffix.lower())) not in Image.SAVE:
-        raise ValueError(f"--out {path} should have the extension of a picture, such as .png")
-    return str(known)
-
-
-def _fixed(results: sweeps.Results, where: tuple[str, ...]) -> dict[str, Any]:
-    """Reads the --where options. Values are written in the same form as on the sheets.
-
-    Raises:
-        ValueError: an option is malformed, or no picture has the value.
-    """
-    fixed = {}
-    for text in where:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise ValueError(f"--where {text} should be AXIS=VALUE, such as seed=3")
-        results.check(key)
-        known = {sweeps.show(row.get(key)): row.get(key) for row in results.rows}
-        if value not in known:
-            raise ValueError(f"--where {text}: no picture has that value; the values are {', '.join(known)[:200]}")
-        fixed[key] = known[value]
-    return fixed
+for _command in (sheet, plot, report):
+    sweep.add_command(_command)
 
 
 def _describe(plan: sweeps.Plan) -> str:

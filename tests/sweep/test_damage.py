@@ -27,10 +27,10 @@ WAYS = {
 }
 KINDS = ("pictures", "records", "metrics")
 REPORTS = (
-    ("sheet", "--across", "hat.scale"),
-    ("plot", "--x", "hat.scale", "--y", "brightness"),
-    ("plot", "--x", "hat.scale", "--y", "seconds"),
-    ("report",),
+    ("sheet", "--across", "hat.scale", "--down", "none", "--force"),
+    ("plot", "--x", "hat.scale", "--y", "brightness", "--force"),
+    ("plot", "--x", "hat.scale", "--y", "seconds", "--force"),
+    ("report", "--force"),
     ("measure", "--distance"),
 )
 
@@ -87,7 +87,7 @@ def test_damaged_files_are_named_and_made_again(measured, done, plan, least, kin
             assert "Traceback" not in result.output
             assert result.exit_code == 0 or ("brightness" in options and kind == "metrics"), result.output
         if kind == "pictures":
-            assert path.name in shell("sheet", measured, "--across", "hat.scale").output
+            assert path.name in shell("sheet", measured, "--across", "hat.scale", "--force").output
         if kind == "metrics":
             path.write_bytes(data)
             continue

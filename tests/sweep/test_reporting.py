@@ -333,31 +333,63 @@ def test_a_report_without_jinja2(results, monkeypatch):
         sweep.report(results)
 
 
+def shell(*words):
+    return CliRunner().invoke(main, ["sweep", *map(str, words)])
+
+
 @pytest.mark.slow
 def test_the_shell(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-    def shell(*words):
-        return CliRunner().invoke(main, ["sweep", *map(str, words)])
-
     said = shell("measure", folder, "--distance")
     assert said.exit_code == 0, said.output
     assert "distance: 17 numbers, mean" in said.output
-    said = shell("sheet", folder, "--across", "hat.scale", "--down", "seed", "--where", "prompt=a cat")
+    said = shell("sheet", folder, "--where", "prompt=a cat", "--side", "16")
     assert said.output == "Wrote sheet-1.png: hat.warmup = 1\nWrote sheet-2.png: hat.warmup = 2\n"
+    said = shell("sheet", folder, "--where", "prompt = a cat", "--where", "hat.warmup=1.0", "--side", "16")
+    assert said.output == "Wrote sheet.png\n"
     said = shell("plot", folder, "--y", "distance", "--x", "hat.scale", "--out", "curve.svg")
     assert said.output == "Wrote curve.svg\n"
     assert shell("report", folder).output == "Wrote report.html\n"
-    assert {path.name for path in tmp_path.iterdir()} == {"sheet-1.png", "sheet-2.png", "curve.svg", "report.html"}
+    names = {"sheet.png", "sheet-1.png", "sheet-2.png", "curve.svg", "report.html"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    np.testing.assert_array_equal(
+        Image.open("sheet-1.png").crop((0, 40, 9, 99)), Image.open("sheet.png").crop((0, 40, 9, 99))
+    )
     for words, message in (
-        (["sheet", folder, "--where", "seed"], "--where seed should be AXIS=VALUE"),
-        (["sheet", folder, "--where", "seed=9"], "--where seed=9: no picture has that value; the values are 3, 1"),
+        (["sheet", folder, "--out", "a.png", "--where", "seed"], "--where seed should be AXIS=VALUE"),
+        (["sheet", folder, "--out", "a.png", "--where", "seed=9"], "no picture has seed=9; its values are 3, 1"),
+        (["sheet", folder, "--where", "seed=1", "--where", "seed=3"], "--where seed=3: seed already has a value"),
         (["measure", folder], "nothing to measure; give --judge, --distance or --clip"),
-        (["report", tmp_path], "has no plan.json"),
+        (["report", tmp_path, "--out", "a.html"], "has no plan.json"),
     ):
         result = shell(*words)
         assert result.exit_code == 1
         assert message in result.output
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (("sheet", "--where", "prompt=a cat"), "sheet-2.png"),
+        (("sheet", "--where", "prompt=a cat", "--where", "hat.warmup=1"), "sheet.png"),
+        (("plot", "--y", "seconds", "--x", "hat.scale", "--out", "plot"), "plot.png"),
+        (("report",), "report.html"),
+    ],
+)
+def test_files_are_replaced_only_with_force(folder, tmp_path, monkeypatch, words, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_text("kept")
+    command = [words[0], folder, *words[1:]]
+    with monkeypatch.context() as patch:
+        # The command must not do any work before it refuses.
+        patch.setattr(sweep.Results, "picture", None)
+        patch.setattr(sweep, "plot", None)
+        result = shell(*command)
+    assert result.exit_code == 1
+    assert result.output.startswith(f"Error: {name} exists; add --force to replace it, or choose a different name with")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["kept"]
+    assert shell(*command, "--force").exit_code == 0
+    assert (tmp_path / name).stat().st_size > 100
 
 
 class Counted(dict):
