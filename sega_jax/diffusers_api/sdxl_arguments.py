@@ -55,7 +55,8 @@ class SDXLArguments(TimestepArguments, LatentArguments):
         "strength",
         None,
         help="how far the result may depart from the initial picture: only the last int(steps * strength) steps run,"
-        f" as in diffusers. None means {_STRENGTH}. Warm-ups and cool-downs count only the model calls that run",
+        " as in diffusers. Warm-ups and cool-downs count only the model calls that run",
+        default_text=str(_STRENGTH),
     )
     original_size: Sequence | None = changed(SDXLCall, "original_size", None)
     crops_coords_top_left: Sequence | None = changed(

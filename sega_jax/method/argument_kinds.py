@@ -9,6 +9,8 @@ import numpy as np
 
 from sega_jax.method.checks import brief, check_bool, check_choice, check_float, check_int, is_sequence
 
+_HUGE = 2**20
+
 
 class Kind:
     """The type and range of an argument's values.
@@ -34,6 +36,7 @@ class Kind:
     shell_hint = ""  # a sentence that explains how to write the shell option; it follows the help text
     flag_value: str | None = None  # the value to use if the option is given alone; None if a value is required
     of_files = False  # whether the values are file names
+    range = ""  # the values' range for the command-line help, such as "0 to 1"; empty if there is none
 
     @property
     def noun(self) -> str:
@@ -112,6 +115,13 @@ class Kind:
         return {name: value}
 
 
+def _range(low: float, high: float) -> str:
+    """Describes a range for help pages. Upper ends that no sensible value reaches are omitted."""
+    if low == -math.inf:
+        return ""
+    return f"{low} to {high}" if high < _HUGE else f"at least {low}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Integer(Kind):
     """Integers in [low, high].
@@ -137,6 +147,10 @@ class Integer(Kind):
             if self.high < math.inf
             else f"a whole number of at least {self.low}"
         )
+
+    @property
+    def range(self) -> str:  # type: ignore[override]
+        return _range(self.low, self.high)
 
     def check(self, name: str, value: Any) -> int:
         return check_int(name, value, self.low, self.high)
@@ -172,6 +186,10 @@ class Real(Kind):
         if self.low == -math.inf:
             return "a number"
         return f"a number in [{self.low}, {self.high}]" if self.high < math.inf else f"a number of at least {self.low}"
+
+    @property
+    def range(self) -> str:  # type: ignore[override]
+        return _range(self.low, self.high)
 
     def check(self, name: str, value: Any) -> float:
         try:
@@ -263,6 +281,10 @@ class Pair(Kind):
     noun: str = "two numbers"
     alone: bool = False
     metavar = "A,B"
+
+    @property
+    def range(self) -> str:  # type: ignore[override]
+        return self.of.range
 
     def check(self, name: str, value: Any) -> tuple[Any, Any]:
         pair = value.tolist() if isinstance(value, np.ndarray) and value.ndim else value

@@ -44,6 +44,7 @@ class Argument:
             "program" if each new value requires a new compiled program.
         sweep: Whether a sweep may vary it.
         shell: Whether the command line has an option for it.
+        shell_help: The help of the shell option, in the form of `help`. If empty, the option has the same help.
         of_edits: Whether it has no effect on pictures without edits.
         of_text: Whether it changes how texts are encoded.
         of_negative: Whether an argument with `of_text` also applies to negative prompts.
@@ -52,7 +53,7 @@ class Argument:
         name: The name of the field.
         default: The default of the field, or REQUIRED.
         default_text: The text that documentation shows for the default if the value itself is unsuitable, such as a
-            path on this machine.
+            path on this machine, or None for a value that depends on the checkpoint.
 
     Example:
         >>> from sega_jax import Argument, Real
@@ -69,6 +70,7 @@ class Argument:
     varies: Literal["row", "call", "program"] = "call"
     sweep: bool = False
     shell: bool = False
+    shell_help: str = ""
     of_edits: bool = False
     of_text: bool = False
     of_negative: bool = True
@@ -111,7 +113,7 @@ class Argument:
             if self.varies == "row"
             else []
         )
-        if self.default is not REQUIRED and self.default not in (None, ()):
+        if self.default_text or (self.default is not REQUIRED and self.default not in (None, ())):
             parts.append(f"Default: {self.default_text or repr(self.default)}")
         return ". ".join(parts) + "."
 
@@ -169,7 +171,10 @@ def changed(cls: type, name: str, default: Any, **declared: Any) -> Any:
         >>> QuickCall(prompt="a cat").steps
         4
     """
-    again = dataclasses.replace(arguments(cls)[name], name="", default=default, **declared)
+    inherited = arguments(cls)[name]
+    if default != inherited.default:
+        declared = {"default_text": "", **declared}
+    again = dataclasses.replace(inherited, name="", default=default, **declared)
     return dataclasses.field(default=default, metadata={"argument": again})
 
 

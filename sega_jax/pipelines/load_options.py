@@ -157,15 +157,21 @@ class LoadOptions:
     )
     _: dataclasses.KW_ONLY
     revision: str | None = argument(
-        None, Revision(), "the branch, tag or commit of a repository on the hub", sweep=True, shell=True
+        None,
+        Revision(),
+        "the branch, tag or commit of a repository on the hub",
+        sweep=True,
+        shell=True,
+        default_text="the main branch",
     )
     dtype: DTypeLike | None = argument(
         None,
         Opaque("float32, bfloat16 or float16"),
-        "the dtype of the networks; by default bfloat16 on accelerators (float16 on GPUs without bfloat16) and float32"
-        " on CPUs. Guidance and solvers always use float32",
+        "the dtype of the networks. Guidance and solvers always use float32",
+        default_text="bfloat16 on accelerators (float16 on GPUs without bfloat16) and float32 on CPUs",
         sweep=True,
         shell=True,
+        shell_help="the number format of the networks: float32, bfloat16 or float16",
     )
     variant: str | None = argument(
         None,
@@ -173,23 +179,33 @@ class LoadOptions:
         'the variant of the weight files to read, such as "fp16"; it does not change the dtype',
         sweep=True,
         shell=True,
+        default_text="the files without a variant",
     )
     devices: Sequence[jax.Device] | Devices | None = argument(
         None,
         DevicesChoice(),
-        "the devices that share the pictures; by default all devices of this host. On the command line, give a"
-        " count (`2`) or device numbers (`0,2`); write `1,` for device 1 alone",
+        "the devices that share the pictures",
+        default_text="all devices of this host",
         shell=True,
+        shell_help='how many devices share the pictures, or their numbers, as in "0,2" (and "1," for device 1 alone)',
     )
     attention: str | None = argument(
         None,
         OptionalChoice(*ATTENTIONS),
         'the attention implementation. "cudnn" needs GPUs of compute capability 8.0 or higher and half precision;'
-        ' "pallas", JAX\'s flash kernel, needs TPUs and bfloat16 or float32. By default "cudnn" where it works, and'
-        ' "xla" elsewhere',
+        ' "pallas", JAX\'s flash kernel, needs TPUs and bfloat16 or float32',
+        default_text='"cudnn" where it works, and "xla" elsewhere',
         sweep=True,
     )
-    scheduler: Any = argument(None, SchedulerChoice(), "replaces the checkpoint's scheduler", shell=True)
+    scheduler: Any = argument(
+        None,
+        SchedulerChoice(),
+        "replaces the checkpoint's scheduler",
+        shell=True,
+        shell_help="the scheduler, which decides how each step removes noise: the name of a class of diffusers, such as"
+        " EulerDiscreteScheduler, or a folder with its configuration",
+        default_text="the checkpoint's",
+    )
     safety_checker: bool | Safety | None = argument(
         True,
         CheckerChoice(),
@@ -197,6 +213,8 @@ class LoadOptions:
         " None skip it without reading its files. Another pipeline's `pipe.safety` replaces it",
         sweep=True,
         shell=True,
+        shell_help="replace pictures that the checkpoint's safety checker flags with black ones, or do not load the"
+        " safety checker",
     )
     text_encoder: Any = argument(
         None,
@@ -205,8 +223,22 @@ class LoadOptions:
         " encoder, if the family allows it; all texts must then be embeddings",
     )
     text_encoder_2: Any = argument(None, NetworkChoice(), "replaces the checkpoint's second text encoder")
-    unet: Any = argument(None, NetworkChoice(), "replaces the checkpoint's UNet", shell=True)
-    vae: Any = argument(None, NetworkChoice(), "replaces the checkpoint's autoencoder", shell=True)
+    unet: Any = argument(
+        None,
+        NetworkChoice(),
+        "replaces the checkpoint's UNet",
+        shell=True,
+        shell_help="another UNet: a folder, a weight file, or owner/name on the hub",
+        default_text="the checkpoint's",
+    )
+    vae: Any = argument(
+        None,
+        NetworkChoice(),
+        "replaces the checkpoint's autoencoder",
+        shell=True,
+        shell_help="another autoencoder: a folder, a weight file, or owner/name on the hub",
+        default_text="the checkpoint's",
+    )
     networks: Mapping[str, Any] | None = argument(
         None,
         Opaque("{folder name: network or its files}"),
@@ -217,22 +249,34 @@ class LoadOptions:
         TokenizerChoice(),
         "replaces the checkpoint's tokenizer; SDXL needs only one, because its two tokenizers share a vocabulary",
         shell=True,
+        shell_help="the folder of another tokenizer",
+        default_text="the checkpoint's",
     )
     config: str | Path | None = argument(
         None,
         Location(),
         "for a single file, the folder or repository in diffusers layout that provides the configs, tokenizer and"
-        " scheduler; by default, the configs of Stable Diffusion 1.5, 2.1 or SDXL base are used",
+        " scheduler",
+        default_text="the configs of Stable Diffusion 1.5, 2.1 or SDXL base",
         shell=True,
+        shell_help="for a single file: the folder or repository with the configuration of its networks",
     )
     prediction_type: str | None = argument(
         None,
         OptionalChoice(*PREDICTIONS),
-        "the UNet's prediction type; the default comes from the scheduler's config. A Stable Diffusion 2.x single file"
-        ' has no config, so its default is "v_prediction", as in diffusers; 2.0-base and 2.1-base need "epsilon"',
+        "the UNet's prediction type. A Stable Diffusion 2.x single file has no config, so its default is"
+        ' "v_prediction", as in diffusers; 2.0-base and 2.1-base need "epsilon"',
+        default_text="the scheduler's config",
         shell=True,
+        shell_help='what the UNet predicts; single files of Stable Diffusion 2.0-base and 2.1-base need "epsilon"',
     )
-    ema: bool = argument(False, Flag(), "load the moving average of the UNet's weights from a single file", shell=True)
+    ema: bool = argument(
+        False,
+        Flag(),
+        "load the moving average of the UNet's weights from a single file",
+        shell=True,
+        shell_help="for a single file: load the moving average of the UNet's weights, if the file has one",
+    )
     lora: str | Path | Mapping[str | Path, float] | None = argument(
         None,
         Loras(),

@@ -61,6 +61,7 @@ class Seeds(Integer):
     """
 
     metavar = "SEEDS"
+    range = "0 to 4294967295"
     shell_hint = "Write several seeds as 1-8 or 1,4,9."
 
     def check(self, name: str, value: Any) -> Any:
@@ -117,6 +118,7 @@ class Steps(Kind):
 
     noun = "a whole number of at least 1, a list of descending timesteps, or the name of such a list"
     metavar = "STEPS"
+    range = "at least 1"
 
     def check(self, name: str, value: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, int | np.integer):
@@ -165,6 +167,8 @@ class GuidanceScale(Real):
 
     With a scale s in [0, 1), classifier-free guidance, u + s (p - u), would ignore or weaken the prompt.
     """
+
+    range = "at least 1, or negative"
 
     @property
     def noun(self) -> str:
@@ -228,16 +232,22 @@ class Call:
         None, Prompts(), "what the pictures should not show", varies="row", sweep=True, shell=True
     )
     images_per_prompt: int = argument(
-        1, Integer(1, _MAX_PICTURES), "the number of pictures for each prompt, each with its own seed", shell=True
+        1,
+        Integer(1, _MAX_PICTURES),
+        "the number of pictures for each prompt, each with its own seed",
+        shell=True,
+        shell_help="the number of pictures; their seeds are --seed and the numbers that follow it",
     )
     seed: int | Sequence[int] | None = argument(
         None,
         Seeds(0, 2**32 - 1),
         "the seed of the random noise. With a number s, the pictures have the seeds s, s + 1, ...; a list must contain"
-        " one seed for each picture. Without a seed or key, the seed is 0",
+        " one seed for each picture",
         varies="row",
         sweep=True,
         shell=True,
+        shell_help="the number that the random noise is drawn from; each seed gives a different picture",
+        default_text="0",
     )
     key: jax.Array | None = argument(
         None, Opaque("a JAX key"), "replaces the seed; the index of each picture is folded into the key"
@@ -248,6 +258,7 @@ class Call:
         "the number of solver steps. The warm-up and cool-down of edits are counted in model calls instead",
         sweep=True,
         shell=True,
+        shell_help="the number of steps from noise to picture; more steps take longer",
     )
     guidance_scale: float | Sequence[float] = argument(
         7.5,
@@ -258,11 +269,13 @@ class Call:
         varies="row",
         sweep=True,
         shell=True,
+        shell_help="how strongly the pictures follow the prompt; 1 turns the amplification of the prompt off",
     )
     height: int | None = argument(
         None,
         Integer(1, MAX_PIXELS),
-        "the height of the pictures; by default the checkpoint's height",
+        "the height of the pictures",
+        default_text="the checkpoint's height",
         unit="pixels",
         varies="program",
         sweep=True,
@@ -271,14 +284,21 @@ class Call:
     width: int | None = argument(
         None,
         Integer(1, MAX_PIXELS),
-        "the width of the pictures; by default the checkpoint's width",
+        "the width of the pictures",
+        default_text="the checkpoint's width",
         unit="pixels",
         varies="program",
         sweep=True,
         shell=True,
     )
     momentum_scale: float = argument(
-        0.1, Real(0, 1), "the momentum scale for edits that do not set their own", sweep=True, shell=True, of_edits=True
+        0.1,
+        Real(0, 1),
+        "the momentum scale for edits that do not set their own",
+        sweep=True,
+        shell=True,
+        of_edits=True,
+        shell_help="how much of an edit's earlier effect is added at every model call",
     )
     momentum_beta: float = argument(
         0.4,
@@ -286,6 +306,7 @@ class Call:
         "the momentum decay for edits that do not set their own",
         sweep=True,
         shell=True,
+        shell_help="how slowly this earlier effect changes; 0 remembers only the last model call",
         of_edits=True,
     )
     semantics: str = argument(
@@ -295,6 +316,8 @@ class Call:
         varies="program",
         sweep=True,
         shell=True,
+        shell_help='how several concepts are combined: "diffusers" as the library of that name does, "per_concept" each'
+        " independently of the others",
         of_edits=True,
     )
     support: str = argument(
@@ -304,6 +327,8 @@ class Call:
         varies="program",
         sweep=True,
         shell=True,
+        shell_help="which values a threshold compares with each other: those of one channel, all values of the picture,"
+        " its pixels (all channels added up), or those of one position (for models of tokens)",
         of_edits=True,
     )
     replay: Any = argument(

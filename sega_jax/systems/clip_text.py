@@ -31,6 +31,7 @@ class ClipCall(Call):
         " texts in the same call are padded with empty chunks. Each number of chunks needs its own compiled program",
         sweep=True,
         shell=True,
+        shell_help="read texts of more than 75 tokens (about 50 words) completely instead of cutting them off",
         of_text=True,
     )
     weighted: bool = argument(
@@ -40,6 +41,7 @@ class ClipCall(Call):
         " A weight multiplies the hidden states of its tokens",
         sweep=True,
         shell=True,
+        shell_help='read brackets as weights of words: "(word:1.2)" means 1.2, "(word)" 1.1 and "[word]" 1 / 1.1',
         of_text=True,
     )
     clip_skip: int = argument(
@@ -50,6 +52,7 @@ class ClipCall(Call):
         unit="layers",
         sweep=True,
         shell=True,
+        shell_help="how many of the text encoder's last layers to skip, as model cards of some checkpoints recommend",
         of_text=True,
         of_negative=False,
         later=True,

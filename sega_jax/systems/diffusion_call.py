@@ -54,15 +54,18 @@ class DiffusionCall(Call):
         varies="row",
         sweep=True,
         shell=True,
+        shell_help="how much to remove of the extra contrast of a high --guidance-scale, from none (0) to all (1)",
     )
     eta: float | Any = argument(
         None,
         Real(0, 1),
-        "the share of fresh noise in each step of DDIM (default 0) and TCD (default 0.3). Other schedulers reject it,"
-        " or ignore it with a warning if `strict` is false",
+        "the share of fresh noise in each step of DDIM and TCD. Other schedulers reject it, or ignore it with a warning"
+        " if `strict` is false",
+        default_text="0 for DDIM and 0.3 for TCD",
         varies="row",
         sweep=True,
         shell=True,
+        shell_help="the share of fresh noise in each step of the schedulers DDIM and TCD; other schedulers have none",
     )
     latents: Any = argument(
         None,
@@ -90,6 +93,7 @@ class AutoencodedCall(DiffusionCall):
         varies="program",
         sweep=True,
         shell=True,
+        shell_help="decode large pictures in overlapping tiles, which saves memory; a number sets the side of a tile",
     )
 
 
@@ -100,7 +104,7 @@ class StartingCall(AutoencodedCall):
     image: Any = argument(
         None,
         Pictures(),
-        "the picture to start from; it must have the same size as the result",
+        "the picture to start from, of the same size as the result",
         varies="row",
         sweep=True,
         shell=True,
@@ -109,10 +113,11 @@ class StartingCall(AutoencodedCall):
         None,
         Real(0, 1),
         "how far the result may depart from the initial picture: only the last int(steps * strength) steps run,"
-        f" as in diffusers. The default is {STRENGTH}. The warm-up and cool-down of edits count only model calls that"
-        " run",
+        " as in diffusers. The warm-up and cool-down of edits count only model calls that run",
+        default_text=str(STRENGTH),
         sweep=True,
         shell=True,
+        shell_help="how far the result may depart from the picture of --image: 0.8 runs the last 80 % of the steps",
     )
 
     image_noise: Any = argument(
@@ -149,6 +154,7 @@ class ConditionedCall(DiffusionCall):
         varies="row",
         sweep=True,
         shell=True,
+        shell_help="the amount of noise added to the small picture; higher values invent more detail",
     )
     noise_anew: bool = argument(
         False,
@@ -157,6 +163,7 @@ class ConditionedCall(DiffusionCall):
         " diffusers draws it once",
         sweep=True,
         shell=True,
+        shell_help="draw that noise again at every step, as the original DeepFloyd-IF code does, instead of once",
     )
     image_noise: Any = argument(
         None,

@@ -19,6 +19,8 @@ MAX_STEPS = 2**20
 class Positive(Real):
     """Numbers above 0."""
 
+    range = "above 0"
+
     def check(self, name: str, value: Any) -> float:
         number = check_float(name, value)
         if number <= 0:
@@ -28,6 +30,8 @@ class Positive(Real):
 
 class NotNegative(Real):
     """Numbers of at least 0."""
+
+    range = "at least 0"
 
     def check(self, name: str, value: Any) -> float:
         number = check_float(name, value)
@@ -61,9 +65,11 @@ class PaellaCall(Call):
     renoise_steps: int | None = argument(
         None,
         Integer(0),
-        "the number of initial steps that renoise tokens; by default 13/16 of all steps",
+        "the number of initial steps that renoise tokens",
+        default_text="13/16 of all steps",
         sweep=True,
         shell=True,
+        shell_help="the number of first steps that replace some tokens with random ones again",
     )
     temperature: float | tuple[float, float] = argument(
         TEMPERATURE,
@@ -71,6 +77,7 @@ class PaellaCall(Call):
         "the temperature of the logits at the first and the last step; it changes linearly in between",
         sweep=True,
         shell=True,
+        shell_help="how random the choice of tokens is, at the first and at the last step",
     )
     choice: str = argument(
         CHOICES[0],
@@ -80,6 +87,7 @@ class PaellaCall(Call):
         varies="program",
         sweep=True,
         shell=True,
+        shell_help="how to choose tokens: draw them at random, take the most likely ones, or those nearest to the mean",
     )
     influence: tuple[float, float] | float = argument(
         (1.0, 1.0),
@@ -89,6 +97,8 @@ class PaellaCall(Call):
         " (1, 1). Values other than (1, 1) need a prior and a prompt in words",
         sweep=True,
         shell=True,
+        shell_help="how much attention the prompt gets as text, and how much as a picture that the prior predicts from"
+        " it; the published scripts use 1.2,0.4",
     )
     centred: bool = argument(
         False,
@@ -97,6 +107,7 @@ class PaellaCall(Call):
         varies="program",
         sweep=True,
         shell=True,
+        shell_help="compare predictions with an edit's threshold after subtracting their mean over all tokens",
         of_edits=True,
     )
     noise: Any = changed(

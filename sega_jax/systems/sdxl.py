@@ -47,8 +47,8 @@ class SDXLCall(ClipCall, StartingCall):
     original_size: Any = argument(
         None,
         _SIZE,
-        "size conditioning: the height and width of the picture before it was resized and cropped; by default the size"
-        " of the result",
+        "size conditioning: the height and width of the picture before it was resized and cropped",
+        default_text="the size of the result",
         unit="pixels",
         varies="row",
         sweep=True,
@@ -57,7 +57,8 @@ class SDXLCall(ClipCall, StartingCall):
     crops_top_left: Any = argument(
         None,
         _CORNER,
-        "size conditioning: the top and left edges of the crop; by default 0,0",
+        "size conditioning: the top and left edges of the crop",
+        default_text="0,0",
         unit="pixels",
         varies="row",
         sweep=True,
@@ -66,7 +67,8 @@ class SDXLCall(ClipCall, StartingCall):
     target_size: Any = argument(
         None,
         _SIZE,
-        "size conditioning: the height and width of the cropped picture; by default the size of the result",
+        "size conditioning: the height and width of the cropped picture",
+        default_text="the size of the result",
         unit="pixels",
         varies="row",
         sweep=True,

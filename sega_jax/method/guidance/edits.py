@@ -77,17 +77,20 @@ class Edit:
         None,
         Real(0, 1),
         "the share of each channel that the edit leaves unchanged; None uses the checkpoint's recommendation, or 0.9",
+        shell_help="the share of each channel that the edit leaves unchanged",
     )
     warmup: int | None = argument(
         None,
         Integer(0, NEVER),
         "the model call at which the concept begins to act; None uses the checkpoint's recommendation, or 10",
         unit="model calls",
+        shell_help="the model call at which the concept begins to act; most schedulers make one call in each step",
     )
     cooldown: int | None = argument(
         None,
         Integer(0, NEVER),
         "the first model call at which the concept no longer acts; None means never",
+        shell_help="the first model call at which the concept no longer acts",
         unit="model calls",
     )
     weight: float = argument(
@@ -99,11 +102,13 @@ class Edit:
         None,
         Real(0, 1, "None uses the call's value"),
         "the scale of the momentum, s_m; None uses the call's value",
+        shell_help="how much of the edit's earlier effect is added at every model call",
     )
     momentum_beta: float | None = argument(
         None,
         Real(0, 1, "None uses the call's value"),
         "the decay of the momentum, beta; None uses the call's value",
+        shell_help="how slowly this earlier effect changes",
     )
 
     def __post_init__(self) -> None:
