@@ -7,6 +7,7 @@ import click
 from convert.conversion import DTYPES, FORMS, convert
 from convert.paella import convert_paella, is_published
 from convert.single import convert_single
+from sega_jax.pipelines.help_pages import WIDTH, Command
 from sega_jax.pipelines.load_options import PREDICTIONS
 from sega_jax.pipelines.progress import plainly
 from sega_jax.pipelines.sources import names_file
@@ -17,7 +18,13 @@ _SOURCE_KINDS = dict.fromkeys(("byt5", "openclip"), PAELLA)
 _SOURCE_KINDS |= dict.fromkeys(("tokenizer", "config", "prediction_type", "ema"), SINGLE)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+_CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": WIDTH}
+_SECTIONS = {
+    f"Only for {kind}": [name for name, of in _SOURCE_KINDS.items() if of == kind] for kind in (SINGLE, PAELLA)
+}
+
+
+@click.command(cls=Command, context_settings=_CONTEXT, sections=_SECTIONS)
 @click.argument("source")
 @click.argument("dest")
 @click.option(
@@ -25,30 +32,49 @@ _SOURCE_KINDS |= dict.fromkeys(("tokenizer", "config", "prediction_type", "ema")
     type=click.Choice(FORMS),
     help="The format to write.  [default: diffusers for single files and Paella's files, otherwise orbax]",
 )
-@click.option("--dtype", type=click.Choice(DTYPES), help="The dtype of the written weights.  [default: unchanged]")
-@click.option("--variant", help='The variant of the weight files to read, such as "fp16".')
-@click.option("--byt5", help="Paella: a folder with the first text encoder, google/byt5-xl.")
 @click.option(
-    "--openclip", help="Paella: a folder with the second text encoder, laion/CLIP-ViT-H-14-laion2B-s32B-b79K."
+    "--dtype", type=click.Choice(DTYPES), help="The number format of the written weights.  [default: unchanged]"
 )
-@click.option("--tokenizer", help="Single files: a folder with CLIP's vocabulary, vocab.json and merges.txt.")
 @click.option(
-    "--config", help="Single files: a folder with configs in diffusers layout.  [default: the published ones]"
+    "--variant",
+    help='The variant of the weight files to read, such as "fp16".  [default: the files without a variant]',
+)
+@click.option("--byt5", metavar="FOLDER", help="The folder of the first text encoder, google/byt5-xl.")
+@click.option(
+    "--openclip",
+    metavar="FOLDER",
+    help="The folder of the second text encoder, laion/CLIP-ViT-H-14-laion2B-s32B-b79K.",
+)
+@click.option("--tokenizer", metavar="FOLDER", help="The folder of CLIP's vocabulary, vocab.json and merges.txt.")
+@click.option(
+    "--config",
+    metavar="FOLDER",
+    help="A folder in diffusers layout with the configuration of the networks.  [default: the published one]",
 )
 @click.option(
     "--prediction-type",
     type=click.Choice(PREDICTIONS),
-    help="Single files: what the UNet predicts.  [default: epsilon for Stable Diffusion 1.x, v_prediction for 2.x]",
+    help="What the UNet predicts.  [default: epsilon for Stable Diffusion 1.x, v_prediction for 2.x]",
 )
-@click.option("--ema", is_flag=True, help="Single files: read the moving average of the UNet's weights.")
+@click.option("--ema", is_flag=True, help="Read the moving average of the UNet's weights, if the file has one.")
 @click.version_option(package_name="sega_jax")
 def main(source: str, dest: str, to: str | None, variant: str | None, **options: Any) -> None:
-    """Converts the checkpoint SOURCE and writes it to the folder DEST, in diffusers layout or in Orbax format.
+    """Converts a checkpoint.
 
-    SOURCE is a folder in diffusers layout (with .safetensors, .bin or Flax .msgpack files, or Orbax checkpoints), a
-    DeepFloyd-IF stage in its original layout (config.yml and pytorch_model.bin), a folder with Paella's published files
-    (paella_v3.pt, vqgan_f4.pt, prior_v1.pt), or a single-file Stable Diffusion 1.x, 2.x or XL checkpoint
-    (.safetensors, or a pickle such as .ckpt)."""
+    The checkpoint SOURCE is written to the folder DEST, in diffusers layout or in Orbax format.
+
+    \b
+    Example:
+      sega-jax-convert v1-5-pruned-emaonly.safetensors stable-diffusion-1.5
+
+    \b
+    SOURCE is one of:
+      a folder in diffusers layout, with .safetensors, .bin or .msgpack files
+      a folder that this command wrote, with Orbax checkpoints
+      a .safetensors or .ckpt file of Stable Diffusion 1.x, 2.x or XL
+      a stage of DeepFloyd-IF as published: config.yml, pytorch_model.bin
+      a folder with Paella's files: paella_v3.pt, vqgan_f4.pt, prior_v1.pt
+    """
     with plainly():
         kind = SINGLE if names_file(source) else PAELLA if is_published(source) else None
         for name, required in _SOURCE_KINDS.items():

@@ -19,8 +19,9 @@ from sega_jax.weights.lora_files import on_hub, pinned
 
 _METAVARS = {"lora": "FILE[:SCALE]", "textual_inversion": "[WORD=]FILE"}
 _HELP = {
-    "lora": "A LoRA to merge into the weights: a file, a folder that contains one, or owner/name on the hub.",
-    "textual_inversion": 'A word to add, as in "<cat-toy>=cat.safetensors".',
+    "lora": "A LoRA (a small change of the weights) to apply: a file, its folder, or owner/name on the hub. SCALE is"
+    " its strength, by default 1.",
+    "textual_inversion": 'A textual inversion (a learned word) for prompts, as in "<cat-toy>=cat.safetensors".',
 }
 
 
@@ -34,7 +35,7 @@ def options() -> list[click.Option]:
     for stage, system in later_stages().items():
         for name in ADAPTERS:
             if adapter_refusal(system, name) is None:
-                listed.append(_option(name, f"{stage}-", f"Like {_option_name(name)}, for {system.title}."))
+                listed.append(_option(name, f"{stage}-", f"Like {_option_name(name)}, for this stage."))
     return listed
 
 

@@ -8,31 +8,40 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from sega_jax.cli.options import bracketed, sentence
 from sega_jax.demo.settings import RECOMMENDED
 from sega_jax.demo.training.wording import known_words
 from sega_jax.method.argument_kinds import Integer
 from sega_jax.method.arguments import arguments
 from sega_jax.method.guidance import Edit
-from sega_jax.method.guidance.edits import THRESHOLD, WARMUP
 from sega_jax.pipelines.messages import warn
+from sega_jax.pipelines.recommended import Recommended
+from sega_jax.systems.call import Call
 
 _SETTINGS = {name: one for name, one in arguments(Edit).items() if name != "concept"}
 # Examples of concepts that the demo model knows.
 DEMO_WORDS = ("glasses", "sunglasses", "smile", "beard", "hat", "beanie", "curly hair", "blue hair", "hoodie")
 
 
-def help_text() -> str:
-    """Returns the part of the help page that lists the default settings of edits."""
-    steps = RECOMMENDED.call["steps"]
-
-    def values(scale: float) -> str:
-        edit = RECOMMENDED.edit(Edit("", scale=scale), steps)
-        return f"threshold={edit.threshold:g},warmup={edit.warmup}"
-
-    return (
-        f"[default: scale={Edit('').scale:g},threshold={THRESHOLD:g},warmup={WARMUP}, unless the checkpoint recommends"
-        f" other values; the demo model with {steps} steps recommends {values(1)} to add, and {values(-1)} to remove]"
-    )
+def setting_rows() -> list[tuple[str, str]]:
+    """Returns (name, explanation) for each setting of a concept, with its default and range, for the help page."""
+    steps, default_scale = RECOMMENDED.call["steps"], Edit("").scale
+    library = Recommended().edit(Edit(""), steps)
+    add, remove = (RECOMMENDED.edit(Edit("", scale=scale), steps) for scale in (default_scale, -default_scale))
+    rows = []
+    for name, one in _SETTINGS.items():
+        value, *own = (getattr(edit, name) for edit in (library, add, remove))
+        if name in arguments(Call):
+            default = f"the value of {arguments(Call)[name].option}"
+        else:
+            default = "never" if value is None else f"{value:g}"
+        listed = [default]
+        if any(abs(other) != value for other in own if other is not None):
+            adds, removes = (f"{abs(other):g}" for other in own)
+            each = adds if adds == removes else f"{adds} to add and {removes} to remove"
+            listed.append(f"for the demo model with {steps} steps, {each}")
+        rows.append((name, f"{sentence(one)}{bracketed(listed, one.kind.range)}"))
+    return rows
 
 
 def check_known(edit: Edit) -> None:

@@ -9,15 +9,14 @@ from typing import Any, NamedTuple
 import click
 
 from sega_jax.cli import adapters, animation, animation_run, stages
-from sega_jax.cli.concepts import check_known, describe, help_text, parse_edit
+from sega_jax.cli.concepts import check_known, describe, parse_edit
+from sega_jax.cli.edit_options import EditCommand
 from sega_jax.cli.edit_run import SEEDS, Job, most_seeds, run, seeds_of
 from sega_jax.cli.options import (
     OF_THIS_MACHINE,
-    call_options,
     check_early,
     check_family,
     load_arguments,
-    option,
     parsed,
     shell_arguments,
 )
@@ -32,73 +31,7 @@ from sega_jax.pipelines.pipeline import Pipeline
 from sega_jax.pipelines.progress import plainly
 from sega_jax.systems.base import System
 from sega_jax.systems.images import read as read_picture
-from sega_jax.systems.registry import in_words, starting_systems, systems
 from sega_jax.systems.sizes import shape_from
-
-_MODEL = click.Option(
-    ["--model"],
-    help="The checkpoint: a folder in diffusers layout, owner/name on the hub, or a single file; for a cascade, its"
-    " first stage.  [default: the built-in demo model, which draws cartoon portraits]",
-)
-_PROMPT = click.Option(["--prompt"], required=True, help="What the pictures show.")
-_EDITS = click.Option(
-    ["--edit", "edits"],
-    multiple=True,
-    metavar="CONCEPT",
-    help='A concept to add, such as "glasses". A leading minus removes the concept, as in "-beard". Settings follow a'
-    ' colon: "-beard:scale=6,threshold=0.95,warmup=8". The settings are scale, threshold, warmup, cooldown, weight,'
-    f" momentum_scale and momentum_beta. May be given several times.  {help_text()}",
-)
-_OUT = click.Option(
-    ["--out"], default="sega-jax-out", show_default=True, metavar="FOLDER", help="The folder for the pictures."
-)
-# The options that the help page lists first.
-_FIRST_OPTIONS = (
-    *("model", "prompt", "edits", "seed", "images_per_prompt", "negative_prompt", "steps", "guidance_scale"),
-    *("height", "width", "image", "strength", "out"),
-)
-
-
-class EditCommand(click.Command):
-    """A command with the options of all registered families."""
-
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        loads = [option(one) for one in load_arguments().values()]
-        own = [_MODEL, _PROMPT, _EDITS, *call_options(), *stages.options(), *loads, *adapters.options(), _OUT]
-        return [*own, *animation.options(), *super().get_params(ctx)]
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes the options in sections, starting with the most common options."""
-        of_load, of_stages = {*load_arguments(), *adapters.names()}, stages.names()
-        help_option = self.get_help_option(ctx)
-        help_name = None if help_option is None else help_option.name
-        cascades = f"Cascades that start with {in_words([system.title for system in starting_systems()])}"
-        declared = [one for system in systems().values() for one in arguments(system.call).values()]
-        of_edits = {one.name for one in declared if one.of_edits}
-
-        def section(name: str | None) -> str:
-            if name in _FIRST_OPTIONS or name == help_name:
-                return "Options"
-            if name in of_edits:
-                return "How edits act"
-            if name in animation.names():
-                return "Animations"
-            if name in of_stages or any(f"{name}".startswith(f"{stage}_") for stage in stages.later_stages()):
-                return cascades
-            return "Loading the checkpoint" if name in of_load else "Options of some families"
-
-        sections: dict[str, dict[str | None, tuple[str, str]]] = {}
-        for one in self.get_params(ctx):
-            if (record := one.get_help_record(ctx)) is not None:
-                sections.setdefault(section(one.name), {})[one.name] = record
-        order = {name: i for i, name in enumerate(_FIRST_OPTIONS)}
-        titles = ("Options", "How edits act", "Animations", "Options of some families", "Loading the checkpoint")
-        for title in (*titles, cascades):
-            records = sections.get(title, {})
-            if records:
-                with formatter.section(title):
-                    names = sorted(records, key=lambda name: order.get(name or "", len(order)))
-                    formatter.write_dl([records[name] for name in names])
 
 
 class Command(NamedTuple):
@@ -125,16 +58,17 @@ class Command(NamedTuple):
         return cls(call, later, load, files)
 
 
-@click.command("edit", cls=EditCommand)
+@click.command("edit", cls=EditCommand, options_metavar="--prompt TEXT [--edit CONCEPT]... [OPTIONS]")
 def edit(model: str | None, prompt: str, edits: tuple[str, ...], out: str, **options: Any) -> None:
     """Makes pictures with and without edits.
 
-    Writes each picture and a sheet that shows all of them. Every file stores its settings; `sega-jax info FILE` prints
-    them and the command that reproduces the file.
+    The pictures without edits and with edits are written to a folder, with a sheet that shows all of them. Every file
+    stores its settings: `sega-jax info FILE` prints them, and the command that reproduces the file.
 
     \b
-    Example:
-      sega-jax edit --prompt "a portrait of a sad woman" --edit "smile" --seed 5-8
+    Examples:
+      sega-jax edit --prompt "a portrait of a sad woman" --edit smile --seed 5-8
+      sega-jax edit --prompt "a portrait of a man" --edit "-beard:scale=6"
     """
     with plainly():
         of_animation = animation.taken(options)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from sega_jax.cli.concepts import DEMO_WORDS, format_edit
 from sega_jax.cli.edit_sheet import Cell, Sheet
-from sega_jax.cli.options import parsed
+from sega_jax.cli.options import MOST_SEEDS, parsed
 from sega_jax.cli.terminal import compilations, echo, pictures_reported_elsewhere
 from sega_jax.method.guidance import Edit
 from sega_jax.pipelines import png
@@ -24,8 +24,6 @@ T = TypeVar("T")
 
 _KINDS = ("original", "edited")
 SEEDS = ("seed", "images_per_prompt")
-# The maximum number of seeds that fit on one readable sheet.
-_MOST_SEEDS = 256
 # The number of seeds per device in a group when the networks are loaded again for every group.
 _LOW_MEMORY_SEEDS = 16
 _LARGEST_SEED = 2**32 - 1
@@ -65,9 +63,9 @@ def seeds_of(given: Mapping[str, str]) -> list[int]:
                 f" {_LARGEST_SEED}; give a smaller seed"
             )
         seeds = range(seed, last + 1)
-    if len(seeds) > _MOST_SEEDS:
+    if len(seeds) > MOST_SEEDS:
         raise ValueError(
-            f"the options request pictures from {len(seeds)} seeds, but sega-jax edit makes at most {_MOST_SEEDS} at a"
+            f"the options request pictures from {len(seeds)} seeds, but sega-jax edit makes at most {MOST_SEEDS} at a"
             " time; give fewer seeds, or write a sweep"
         )
     return list(seeds)

@@ -14,6 +14,7 @@ from sega_jax.demo.settings import RECOMMENDED
 from sega_jax.method.arguments import arguments
 from sega_jax.method.guidance import Edit
 from sega_jax.pipelines import stored_settings
+from sega_jax.pipelines.help_pages import Command
 from sega_jax.pipelines.load_options import LoadOptions
 from sega_jax.pipelines.progress import plainly
 from sega_jax.systems.call import Call, Seeds
@@ -21,13 +22,17 @@ from sega_jax.systems.images import Pictures
 from sega_jax.systems.registry import named
 
 
-@click.command("info")
+@click.command("info", cls=Command)
 @click.argument("file", type=click.Path(path_type=Path))
 def info(file: Path) -> None:
     """Prints a picture's settings and command.
 
     FILE is a PNG that `sega-jax edit` or a sweep wrote, or an animation that `sega-jax edit` wrote. The last line is
     the command that reproduces the file.
+
+    \b
+    Example:
+      sega-jax info sega-jax-out/0001-edited.png
     """
     with plainly():
         known = stored_settings.read(file)

@@ -1,5 +1,6 @@
 """Derives the shell options from the declared arguments of calls and of `load`."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,6 +13,12 @@ from sega_jax.pipelines.load_options import ADAPTERS, LoadOptions
 from sega_jax.systems.base import System
 from sega_jax.systems.registry import in_words, systems
 
+# The maximum number of seeds that fit on one readable sheet.
+MOST_SEEDS = 256
+# The largest number of defaults that an abridged help text lists.
+_MOST_DEFAULTS = 2
+# Ranges that are narrower in the shell.
+_RANGES = {"images_per_prompt": f"1 to {MOST_SEEDS}"}
 # Arguments of a call that have separate options in `edit`.
 _OWN = ("prompt", "edits")
 # Options of `load` that depend on the machine. The command that reproduces a picture omits them.
@@ -36,7 +43,7 @@ def option(argument: Argument, *, prefix: str = "", help: str | None = None) -> 
         help: the help text; if None, it is derived from the argument.
     """
     name = f"--{prefix}{argument.option.removeprefix('--')}"
-    text = f"{argument.help[:1].upper()}{argument.help[1:]}." if help is None else help
+    text = f"{sentence(argument)}{bracketed([default_of(argument)], argument.kind.range)}" if help is None else help
     if isinstance(argument.kind, Flag):
         if argument.default is True:
             return click.Option([f"{name}/--no-{name.removeprefix('--')}"], default=None, help=text)
@@ -48,14 +55,23 @@ def option(argument: Argument, *, prefix: str = "", help: str | None = None) -> 
     return click.Option([name], type=kind, metavar=metavar, help=text)
 
 
-def call_options() -> list[click.Option]:
+def call_options(every_default: bool = True) -> list[click.Option]:
     """Returns the options for all families' calls. Each help text names the families that have the option, and their
-    defaults."""
-    families: dict[str, list[System]] = {}
+    defaults.
+
+    Args:
+        every_default: whether to name the default of every family. Otherwise, long lists are abridged.
+    """
+    return [_shared_option(name, having, every_default) for name, having in families().items()]
+
+
+def families() -> dict[str, list[System]]:
+    """Returns {argument: families that have it} for the arguments of calls that have a shell option."""
+    having: dict[str, list[System]] = {}
     for system in systems().values():
         for name in shell_arguments(system.call):
-            families.setdefault(name, []).append(system)
-    return [_shared_option(name, having) for name, having in families.items()]
+            having.setdefault(name, []).append(system)
+    return having
 
 
 def only_for(titles: list[str]) -> str:
@@ -66,25 +82,53 @@ def only_for(titles: list[str]) -> str:
     return f"Not for {in_words(others)}." if len(others) < len(titles) else f"Only for {in_words(titles)}."
 
 
-def _shared_option(name: str, having: list[System]) -> click.Option:
+def sentence(*declared: Argument) -> str:
+    """Returns the help texts of an argument's declarations as one sentence."""
+    text = "; or ".join(dict.fromkeys(one.shell_help or one.help for one in declared))
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def default_of(argument: Argument) -> str:
+    """Returns an argument's default for a help text; "" if an absent option needs no explanation."""
+    if argument.default is True:
+        return "on"
+    if argument.default_text or argument.default in (None, False, REQUIRED):
+        return argument.default_text
+    return _plain(argument.kind.show(argument.default))
+
+
+def _plain(number: str) -> str:
+    """Removes the decimals of whole numbers."""
+    return re.sub(r"\.0\b", "", number)
+
+
+def bracketed(defaults: list[str], range: str) -> str:
+    """Returns the end of a help text, such as "  [default: 0.1; range: 0 to 1]"."""
+    listed = "; ".join(filter(None, defaults))
+    parts = [f"default: {listed}" if listed else "", f"range: {range}" if range else ""]
+    return f"  [{'; '.join(filter(None, parts))}]" if any(parts) else ""
+
+
+def _shared_option(name: str, having: list[System], every_default: bool) -> click.Option:
     declared = {system.title: arguments(system.call)[name] for system in having}
     first = next(iter(declared.values()))
-    text = "; or ".join(dict.fromkeys(one.help for one in declared.values()))
-    parts = [f"{text[:1].upper()}{text[1:]}."]
-    parts += dict.fromkeys(one.kind.shell_hint for one in declared.values() if one.kind.shell_hint)
-    parts.append(only_for(list(declared)))
-    defaults: dict[Any, list[str]] = {}
+    hints = dict.fromkeys(one.kind.shell_hint for one in declared.values())
+    # The help page of `edit` lists the options of a single family in a section of their own.
+    limits = only_for(list(declared)) if len(declared) > 1 else ""
+    text = " ".join(filter(None, [sentence(*declared.values()), *hints, limits]))
+    defaults: dict[str, list[str]] = {}
     for title, one in declared.items():
-        if not any(one.default is none for none in (None, False, REQUIRED)):
-            defaults.setdefault(one.kind.show(one.default), []).append(title)
+        if default := default_of(one):
+            defaults.setdefault(default, []).append(title)
     listed = [f"{value} for {in_words(titles)}" for value, titles in defaults.items()]
     listed = list(defaults) if len(defaults) == 1 else listed
     recommended = RECOMMENDED.call
+    if len(listed) > _MOST_DEFAULTS and not every_default:
+        listed = [f"{next(iter(defaults))} for {next(iter(declared))}", "for others, see --help-all"]
     if name in recommended and recommended[name] != first.default:
-        listed.append(f"{first.kind.show(recommended[name])} for the demo model")
-    if listed:
-        parts.append(f"[default: {'; '.join(listed)}]")
-    return option(first, help=" ".join(filter(None, parts)))
+        demo = f"{_plain(first.kind.show(recommended[name]))} for the demo model"
+        listed = [f"{demo}, otherwise {listed[0]}"] if len(listed) == 1 else [demo, *listed]
+    return option(first, help=text + bracketed(listed, _RANGES.get(name, first.kind.range)))
 
 
 def parsed(declaration: type, given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

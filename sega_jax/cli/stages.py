@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from sega_jax.cli.options import command_words, option, parsed, shell_arguments
+from sega_jax.cli.options import bracketed, command_words, default_of, option, parsed, shell_arguments
 from sega_jax.method.arguments import arguments
 from sega_jax.pipelines import sources
 from sega_jax.pipelines.cascade import FIRST, SHARED, load_cascade
@@ -22,7 +22,8 @@ _OWN = (*SHARED, "negative_prompt", "images_per_prompt", "seed", "height", "widt
 # The number of pictures that a stage processes at once with --low-memory: the pictures of one seed, with and without
 # edits.
 _LOW_MEMORY_ROWS = 2
-_OTHERS = ("edited", "clean_captions", "low_memory")
+# The options for whole cascades.
+OTHERS = ("edited", "clean_captions", "low_memory")
 
 
 def later_stages() -> dict[str, System]:
@@ -48,14 +49,11 @@ def options() -> list[click.Option]:
                 metavar="MODEL",
                 help=f"The checkpoint of {system.title}, which enlarges the pictures.",
             ),
-            click.Option([f"--{stage}-revision"], help=f"Like --revision, for {system.title}."),
-            click.Option([f"--{stage}-scheduler"], help=f"Like --scheduler, for {system.title}."),
+            click.Option([f"--{stage}-revision"], help="Like --revision, for this stage."),
+            click.Option([f"--{stage}-scheduler"], help="Like --scheduler, for this stage."),
         ]
         for one in stage_arguments(system).values():
-            default = (
-                "" if one.default is None or one.default is False else f"  [default: {one.kind.show(one.default)}]"
-            )
-            help = f"Like {one.option}, for {system.title}.{default}"
+            help = f"Like {one.option}, for this stage.{bracketed([default_of(one)], one.kind.range)}"
             listed.append(option(one, prefix=f"{stage}-", help=help))
     stages = click.Choice([FIRST, *later_stages()])
     listed += [
@@ -63,19 +61,19 @@ def options() -> list[click.Option]:
             ["--edited"],
             multiple=True,
             type=stages,
-            help=f"A stage that the edits guide. May be given several times.  [default: {FIRST}]",
+            help=f"A stage in which the edits act. May be given several times.  [default: {FIRST}]",
         ),
         click.Option(
             ["--clean-captions"],
             is_flag=True,
             default=None,
-            help="Clean the texts in the same way as the training captions.",
+            help="Clean the prompt and the concepts in the same way as the captions that the model was trained with.",
         ),
         click.Option(
             ["--low-memory"],
             is_flag=True,
             default=None,
-            help="Keep only one network in memory at a time.",
+            help="Keep only one network in memory at a time, which takes longer.",
         ),
     ]
     return listed
@@ -242,4 +240,4 @@ def words(known: Mapping[str, Any]) -> list[str]:
         words += command_words(system.call, known, {}, f"{stage}-")
     for stage in known.get("edited") or ():
         words += ["--edited", stage]
-    return words + [f"--{name.replace('_', '-')}" for name in _OTHERS[1:] if known.get(name)]
+    return words + [f"--{name.replace('_', '-')}" for name in OTHERS[1:] if known.get(name)]

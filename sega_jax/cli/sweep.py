@@ -1,5 +1,5 @@
-"""Defines `sega-jax sweep FILE` and the commands for a sweep's folder: status and measure here, and the commands in
-`sega_jax/cli/sweep_files.py`."""
+"""Defines `sega-jax sweep FILE`, and the command `measure` for a sweep's folder."""
+
 
 import time
 from collections.abc import Callable
@@ -10,32 +10,58 @@ import click
 import jax
 
 from sega_jax import sweep as sweeps
+from sega_jax.cli import sweep_format
 from sega_jax.cli.sweep_files import plot, report, sheet
+from sega_jax.cli.sweep_status import status, time_left
 from sega_jax.cli.terminal import echo, remember_compilations, writable
+from sega_jax.pipelines.help_pages import Group, write_section
 from sega_jax.pipelines.progress import plainly
 
 
-class _FileOrCommand(click.Group):
+class _FileOrCommand(Group):
     """A command group that runs `run` if a file is given instead of a command."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if args and args[0] not in (*self.commands, *ctx.help_option_names):
+        if args and args[0] not in (*self.commands, *ctx.help_option_names, "--example"):
             args = ["run", *args]
         return super().parse_args(ctx, args)
 
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Describes the format of the file."""
+        for title, rows in sweep_format.sections().items():
+            write_section(formatter, title, rows)
+
+
+def _print_example(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        click.echo(sweep_format.example(), nl=False)
+        ctx.exit()
+
 
 @click.group(cls=_FileOrCommand, options_metavar="", subcommand_metavar="FILE [OPTIONS] | COMMAND FOLDER [OPTIONS]")
+@click.option(
+    "--example",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_example,
+    help="Print an example of a file and exit.",
+)
 def sweep() -> None:
     """Makes pictures with many combinations of settings.
 
-    FILE is a TOML file with prompts, seeds, edits, and lists of values for the settings that vary. The guide
-    notebooks/sweeps.ipynb explains the format with examples, and help(sega_jax.sweep.Sweep) in Python describes it
-    completely. The same command continues an interrupted sweep. The other commands show and measure the pictures in the
-    sweep's FOLDER.
+    FILE lists the settings that vary. The same command continues an interrupted sweep. The other commands show and
+    measure the pictures in the sweep's FOLDER.
+
+    \b
+    Example:
+      sega-jax sweep --example > sweep.toml
+      sega-jax sweep sweep.toml
+      sega-jax sweep report sega-jax-out/sweep
     """
 
 
-@sweep.command(context_settings={"show_default": True})
+@sweep.command(context_settings={"show_default": True}, sections={"Speed and memory": ("rows", "share", "worker")})
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
     "--out",
@@ -46,14 +72,16 @@ def sweep() -> None:
     "--rows",
     type=int,
     help="The largest number of pictures that the model predicts at the same time, ideally a multiple of the number of"
-    " devices. A batch whose pictures share model calls may have more pictures than rows.  [default: as many as fit"
-    " into memory]",
+    " devices.  [default: as many as fit into memory; range: at least 1]",
 )
-@click.option("--share/--no-share", default=True, help="Compute each shared model call only once.")
+@click.option(
+    "--share/--no-share", default=True, help="Compute the steps that several pictures have in common only once."
+)
 @click.option(
     "--worker",
     metavar="I/N",
-    help="This worker's number and the number of workers, such as 2/16.  [default: JAX's process]",
+    help="If several machines make the pictures: this machine's number and the number of machines, such as 2/16."
+    "  [default: the number of JAX's process, which is 1/1 on a single machine]",
 )
 @click.option("--dry-run", is_flag=True, help="Print the number of pictures, the work and the memory, then stop.")
 def run(file: Path, out: str | None, rows: int | None, share: bool, worker: str | None, dry_run: bool) -> None:
@@ -76,7 +104,7 @@ def run(file: Path, out: str | None, rows: int | None, share: bool, worker: str 
             if (kept := sweeps.kept(folder)) is not None:
                 if kept.to_json() != plan.to_json():
                     raise ValueError(_other_plan(folder))
-                echo(_time_left(folder) or "the remaining time is unknown until the first batch is done")
+                echo(time_left(folder) or "the remaining time is unknown until the first batch is done")
             return
         if "://" not in folder:
             writable(Path(folder))
@@ -166,28 +194,7 @@ def _worker(text: str | None) -> tuple[int, int] | None:
     return int(number), int(workers)
 
 
-@sweep.command()
-@click.argument("folder")
-@click.option("--verify", is_flag=True, help="Read every file and compare it with its record.")
-def status(folder: str, verify: bool) -> None:
-    """Prints a sweep's progress, and lists its damaged, missing and unknown files.
-
-    Without --verify, only the records and the sizes of the picture files are checked.
-    """
-    with plainly():
-        total = sweeps.status(folder)
-        for stage, one in (sweeps.stages(folder) or {"": total}).items():
-            label = f"{stage}: " if stage else ""
-            echo(f"{label}{one.done} of {one.pictures} pictures, {one.batches_done} of {one.batches} batches")
-        if total.done < total.pictures and (left := _time_left(folder)):
-            echo(left)
-        problems = sweeps.problems(folder, verify=verify)
-        for problem in problems:
-            echo(problem)
-        if problems:
-            echo(f"problems: {len(problems)}; sega-jax sweep FILE makes damaged and missing pictures and records again")
-        elif verify:
-            echo("all files are intact")
+sweep.add_command(status)
 
 
 @sweep.command()
@@ -261,12 +268,3 @@ def _memory(plan: sweeps.Plan, memory: sweeps.Memory) -> str:
         f"{total / 2**30:.2f} GiB of memory on each device{available}: {memory.weights / 2**30:.2f} GiB for the"
         f" weights, plus {memory.row / 2**20:.0f} MiB for each picture that is predicted (at most {rows} at a time)"
     )
-
-
-def _time_left(folder: str) -> str | None:
-    """Describes the remaining time, or returns None if no batch has been timed yet."""
-    seconds = sweeps.seconds_left(folder)
-    if seconds is None:
-        return None
-    size, unit = (1, "s") if seconds < 120 else (60, "min") if seconds < 7200 else (3600, "h")
-    return f"about {seconds / size:.3g} {unit} left for one worker"

@@ -14,6 +14,7 @@ from sega_jax.cli.terminal import echo, remember_compilations, versions
 from sega_jax.diffusers_api import published_pictures
 from sega_jax.diffusers_api.stable_diffusion import SemanticStableDiffusionPipeline
 from sega_jax.pipelines import sources
+from sega_jax.pipelines.help_pages import Command
 from sega_jax.pipelines.load_options import LoadOptions
 from sega_jax.pipelines.progress import plainly
 from sega_jax.pipelines.weight_files import weight_paths
@@ -22,7 +23,10 @@ from sega_jax.text.files import sha256
 
 # Options of `load` that would change the pictures.
 _OTHERWISE = ("scheduler", "prediction_type", "safety_checker", "unet", "vae")
-_DTYPE = "The dtype of the networks; the published pictures were made in float32.  [default: float32]"
+_DTYPE = (
+    "The number format of the networks: float32, bfloat16 or float16; the published pictures were made in float32."
+    "  [default: float32]"
+)
 _OPTIONS = [
     click.Argument(["model"]),
     *(
@@ -35,19 +39,25 @@ _OPTIONS = [
         type=click.FloatRange(0, 1, min_open=True),
         default=published_pictures.TOLERANCE,
         show_default=True,
-        help="Values in [0, 1] that differ by at most this much count as equal; diffusers' tests use the default.",
+        help="The largest difference between values from 0 to 1 that counts as equal, as in diffusers' tests.",
     ),
     click.Option(
         ["--noise"],
         type=click.Path(path_type=Path, file_okay=False, exists=True),
         metavar="FOLDER",
         default=published_pictures.NOISE,
-        help="A folder with noise that tests/reference/record_cuda_noise.py recorded on a different GPU.",
+        help="A folder with the noise that tests/reference/record_cuda_noise.py recorded on a different GPU."
+        "  [default: the noise that comes with the package]",
     ),
 ]
 
 
-@click.command("verify", params=_OPTIONS)
+@click.command(
+    "verify",
+    cls=Command,
+    params=_OPTIONS,
+    sections={"Loading the checkpoint": [name for name in load_arguments() if name not in _OTHERWISE]},
+)
 @click.pass_context
 def verify(ctx: click.Context, model: str, tolerance: float, noise: Path, **options: Any) -> None:
     """Compares a checkpoint with published pictures.

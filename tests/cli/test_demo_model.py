@@ -48,11 +48,13 @@ def test_every_word_of_the_demo_model_is_known():
 
 
 def test_the_demo_model_has_defaults_of_its_own_in_the_help_page():
-    shown = " ".join(run("edit", "--help").output.split())
-    assert "100 for DeepFloyd-IF's first stage; 32 for Paella; 20 for the demo model]" in shown
-    assert "8.0 for Paella; 4.0 for the demo model]" in shown
-    assert "[default: 0.1; 0.4 for the demo model]" in shown
-    assert "threshold=0.7,warmup=8 to add" in shown
+    short, full = (" ".join(run("edit", page).output.split()) for page in ("--help", "--help-all"))
+    assert "[default: 20 for the demo model; 50 for Stable Diffusion 1.x or 2.x; for others, see --help-all;" in short
+    assert "100 for DeepFloyd-IF's first stage; 32 for Paella; range: at least 1]" in full
+    assert "[default: 4 for the demo model; 7.5 for Stable Diffusion 1.x or 2.x;" in full
+    assert "[default: 0.4 for the demo model, otherwise 0.1; range: 0 to 1]" in full
+    for page in (short, full):
+        assert "[default: 0.9; for the demo model with 20 steps, 0.7 to add and 0.9 to remove; range: 0 to 1]" in page
 
 
 STORED = (

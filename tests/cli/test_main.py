@@ -9,7 +9,6 @@ import sys
 import time
 import warnings
 
-import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -234,21 +233,6 @@ def test_pictures_that_are_not_finite_are_not_written(least_folder, tmp_path):
     assert result.exit_code == 1
     assert "pictures with NaN or infinity were not written: edited;" in result.output
     assert [path.name for path in tmp_path.glob("*.png")] == ["0001-original.png"]
-
-
-def test_the_help_page_lists_every_option_once_and_the_common_ones_first():
-    lines = run("edit", "--help").output.splitlines()
-    titles = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
-    assert titles[0] == "Options:"
-    assert len(titles) == 6
-    lines = lines[lines.index("Options:") :]
-    options = [line.split()[0].rstrip(",") for line in lines if line.startswith("  -")]
-    assert options[:5] == ["--model", "--prompt", "--edit", "--seed", "--images-per-prompt"]
-    assert len(options) == len(set(options))
-    names = {option.removeprefix("--").replace("-", "_") for option in options}
-    context = click.Context(main.commands["edit"])
-    expected = {one.name for one in main.commands["edit"].get_params(context) if "--help" not in one.opts}
-    assert names - {"edit", "_h"} == expected - {"edits"}
 
 
 def test_info_refuses_other_files(tmp_path):

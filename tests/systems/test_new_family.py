@@ -167,7 +167,7 @@ def repeated(folder, tmp_path, words, name):
         The picture's settings, and the printed command.
     """
     run = CliRunner().invoke
-    assert f"--{name}" in run(main, ["edit", "--help"]).output
+    assert f"--{name}" in run(main, ["edit", "--help-all"]).output.partition("Only for the toy family:")[2]
     command = ["edit", "--model", str(folder), "--prompt", "a cat", "--edit", "hat:warmup=0", *words]
     result = run(main, [*command, "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output

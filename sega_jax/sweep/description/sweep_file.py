@@ -57,7 +57,7 @@ from sega_jax.sweep.description.fields import check_setting
 MOST = 1_000_000
 FORMATS = ("png", "webp")
 # The options of `load` that a sweep may set.
-_MODEL = {name: one for name, one in arguments(LoadOptions).items() if one.sweep}
+MODEL_OPTIONS = {name: one for name, one in arguments(LoadOptions).items() if one.sweep}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -310,10 +310,10 @@ def _model_option(key: str, value: Any) -> Any:
                 f"model: {key}={brief(value)} should be this stage's checkpoint, or a table with source and revision"
             )
         return {name: _model_option(name, one) for name, one in options.items()}
-    if key not in _MODEL:
+    if key not in MODEL_OPTIONS:
         hint = "; give it in [call] or as an axis" if key in fields.OTHERS else ""
-        raise ValueError(f"model: {key!r} is unknown{hint}; the options of [model] are {', '.join(_MODEL)}")
-    kind = bool if isinstance(_MODEL[key].kind, Flag) else str
+        raise ValueError(f"model: {key!r} is unknown{hint}; the options of [model] are {', '.join(MODEL_OPTIONS)}")
+    kind = bool if isinstance(MODEL_OPTIONS[key].kind, Flag) else str
     if not isinstance(value, kind):
         raise TypeError(f"model: {key}={brief(value)} should be {'a string' if kind is str else 'true or false'}")
     return value
