@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from sega_jax.cli.animation import FORMATS, Animation, Frame
-from sega_jax.cli.edit_run import Job, groups, numbered
+from sega_jax.cli.edit_run import Job, Picture, Result, groups, numbered, stored_seed
 from sega_jax.cli.terminal import compilations, echo, pictures_reported_elsewhere
 from sega_jax.method.arguments import arguments
 from sega_jax.pipelines import png
@@ -36,7 +36,7 @@ def run(
     animation: Animation,
     folder: Path,
     most: int,
-) -> list[str]:
+) -> Result:
     """Makes and writes the animations. All frames of a seed start from the same noise and use the same programs.
 
     Args:
@@ -45,7 +45,7 @@ def run(
         most: the maximum number of seeds that `sega-jax edit` processes at once.
 
     Returns:
-        The names of the frames that contain non-finite values. These frames are left out.
+        The animations. `missing` names the frames that contain non-finite values, which are left out.
 
     Raises:
         TypeError, ValueError: a frame's settings do not fit the checkpoint. Raised before any frame is made.
@@ -56,6 +56,7 @@ def run(
     size = most * (2 if job.concepts else 1) if _may_differ(frames[0], pipe) else 1
     calls = [(size, _arguments(job, group, call, pipe)) for group, size in groups(frames, size)]
     missing: list[str] = []
+    written: list[Picture] = []
     last: Path | None = None
     began = time.perf_counter()
     with (
@@ -81,11 +82,15 @@ def run(
                 known = {"picture": "animation", **job.known, "seed": seed, **animation.known}
                 last = _write(folder / f"{stem}-animation", pictures, animation, known)
                 echo(f"Wrote {last}{f' ({done} of {len(job.seeds)})' if several else ''}")
+            finite = all(image is not None for image in images)
+            any_flagged = None if pipe.safety is None else any(flagged)
+            written.append(Picture(str(last) if pictures else None, seed, "animation", any_flagged, finite))
         seconds = time.perf_counter() - began
         echo(f"Compiled in {compiling():.1f} s, {job.ran} in {seconds - compiling():.1f} s")
     if last is not None:
         echo(f"To print the settings and the command that reproduces the file: sega-jax info {shlex.quote(str(last))}")
-    return missing
+    settings = {**job.known, "seed": stored_seed(job.seeds), **animation.known}
+    return Result(written, None, settings, compiling(), seconds - compiling(), missing)
 
 
 def _may_differ(frame: Frame, pipe: Pipeline) -> bool:

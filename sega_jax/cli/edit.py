@@ -20,7 +20,7 @@ from sega_jax.cli.options import (
     parsed,
     shell_arguments,
 )
-from sega_jax.cli.terminal import echo, remember_compilations, versions, writable
+from sega_jax.cli.terminal import echo, json_on_stdout, json_option, remember_compilations, versions, writable
 from sega_jax.method.arguments import arguments
 from sega_jax.method.guidance import Edit
 from sega_jax.pipelines import loading, sources
@@ -59,7 +59,11 @@ class Command(NamedTuple):
 
 
 @click.command("edit", cls=EditCommand, options_metavar="--prompt TEXT [--edit CONCEPT]... [OPTIONS]")
-def edit(model: str | None, prompt: str, edits: tuple[str, ...], out: str, **options: Any) -> None:
+@json_option(
+    "pictures (file, seed, kind, flagged and finite of each picture), sheet (its file or null), settings (as stored),"
+    " compile_seconds and run_seconds"
+)
+def edit(model: str | None, prompt: str, edits: tuple[str, ...], out: str, as_json: bool, **options: Any) -> None:
     """Makes pictures with and without edits.
 
     The pictures without edits and with edits are written to a folder, with a sheet that shows all of them. Every file
@@ -70,7 +74,7 @@ def edit(model: str | None, prompt: str, edits: tuple[str, ...], out: str, **opt
       sega-jax edit --prompt "a portrait of a sad woman" --edit smile --seed 5-8
       sega-jax edit --prompt "a portrait of a man" --edit "-beard:scale=6"
     """
-    with plainly():
+    with plainly(), json_on_stdout(as_json) as write_json:
         of_animation = animation.taken(options)
         given = Command.of(options)
         if model is None and "revision" in given.load:
@@ -103,12 +107,13 @@ def edit(model: str | None, prompt: str, edits: tuple[str, ...], out: str, **opt
         job = job._replace(known={"model": None if model is None else sources.place(source)[0], **job.known})
         most = most_seeds(len(pipe.devices), bool(given.stages.get("low_memory")))
         if moving is None:
-            missing = run(make, call, job, folder, most)
+            result = run(make, call, job, folder, most)
         else:
-            missing = animation_run.run(make, pipe, call, job, moving, folder, most)
-        if missing:
+            result = animation_run.run(make, pipe, call, job, moving, folder, most)
+        write_json(result.as_dict())
+        if result.missing:
             raise ValueError(
-                f"pictures with NaN or infinity were not written: {', '.join(missing)}; lower the scales of"
+                f"pictures with NaN or infinity were not written: {', '.join(result.missing)}; lower the scales of"
                 " the edits, or try --dtype float32"
             )
 

@@ -29,6 +29,33 @@ _LOW_MEMORY_SEEDS = 16
 _LARGEST_SEED = 2**32 - 1
 
 
+class Picture(NamedTuple):
+    """A picture that was made, as `sega-jax edit --json` lists it."""
+
+    file: str | None  # None for a picture that is not finite, because it is not written
+    seed: int
+    kind: str  # "original", "edited" or "animation"
+    flagged: bool | None  # None if there is no safety checker
+    finite: bool
+
+
+class Result(NamedTuple):
+    """The pictures and files of a run, and its times."""
+
+    pictures: list[Picture]
+    sheet: str | None
+    settings: dict[str, Any]
+    compile_seconds: float
+    run_seconds: float
+    missing: list[str]  # the names of the pictures or frames that contain non-finite values
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the result for `sega-jax edit --json`."""
+        listed = {**self._asdict(), "pictures": [one._asdict() for one in self.pictures]}
+        del listed["missing"]
+        return listed
+
+
 class Job(NamedTuple):
     """The pictures to make, and the settings to store in them."""
 
@@ -103,20 +130,19 @@ def most_seeds(devices: int, low_memory: bool) -> int:
     return devices * (_LOW_MEMORY_SEEDS if low_memory else 1)
 
 
-def run(make: Callable[..., Output], call: Mapping[str, Any], job: Job, folder: Path, most: int) -> list[str]:
+def run(make: Callable[..., Output], call: Mapping[str, Any], job: Job, folder: Path, most: int) -> Result:
     """Makes the pictures, writes each group as soon as it is done, and finally writes the sheet.
 
     Args:
         make: a function that makes pictures, given prompts, lists of edits and the arguments of a call.
         most: the maximum number of seeds in a group.
-
-    Returns:
-        The names of the pictures that contain non-finite values. These pictures are not written.
     """
     rows = [[], job.concepts] if job.concepts else [[]]
     signed = [f"{'-' if one.scale < 0 else '+'} {one.concept}" for one in job.concepts]
-    sheet, missing, done = Sheet(job.prompt, signed, len(job.seeds)), [], 0
+    sheet, done = Sheet(job.prompt, signed, len(job.seeds)), 0
+    pictures: list[Picture] = []
     last: Path | None = None
+    settings = {**job.known, "seed": stored_seed(job.seeds)}
     began = time.perf_counter()
     with compilations() as compiling, numbered(folder) as number, pictures_reported_elsewhere():
         for group, size in groups(job.seeds, most):
@@ -129,9 +155,9 @@ def run(make: Callable[..., Output], call: Mapping[str, Any], job: Job, folder: 
                 cells = _cells(result, i * len(rows), len(rows))
                 sheet.add(seed, cells)
                 done += 1
-                paths, absent = _write_seed(folder, number, job, seed, cells)
-                missing += absent
-                if paths:
+                written = _write_seed(folder, number, job, seed, cells, _flags(result, i * len(rows), len(rows)))
+                pictures += written
+                if paths := [Path(one.file) for one in written if one.file is not None]:
                     counted = f" ({done} of {len(job.seeds)})" if len(job.seeds) > 1 else ""
                     echo(f"Wrote {' and '.join([str(paths[0]), *(path.name for path in paths[1:])])}{counted}")
                     last = paths[-1]
@@ -139,13 +165,16 @@ def run(make: Callable[..., Output], call: Mapping[str, Any], job: Job, folder: 
         echo(f"Compiled in {compiling():.1f} s, {job.ran} in {seconds - compiling():.1f} s")
         if sheet.pictures > 1:
             last = folder / f"{number}-sheet.png"
-            png.save(sheet.draw(), last, {"picture": "sheet", **job.known, "seed": stored_seed(job.seeds)})
+            png.save(sheet.draw(), last, {"picture": "sheet", **settings})
             echo(f"Wrote {last}")
+    written_sheet = str(last) if sheet.pictures > 1 else None
+    missing = [_name(one.kind, one.seed, len(job.seeds) > 1) for one in pictures if not one.finite]
+    made = Result(pictures, written_sheet, settings, compiling(), seconds - compiling(), missing)
     if last is not None:
         echo(f"To print the settings and the command that reproduces the file: sega-jax info {shlex.quote(str(last))}")
-    if not missing:
+    if not made.missing:
         advise(job)
-    return missing
+    return made
 
 
 def advise(job: Job) -> None:
@@ -183,22 +212,32 @@ def _cells(result: Output, start: int, count: int) -> list[Cell]:
     return cells
 
 
-def _write_seed(folder: Path, number: str, job: Job, seed: int, cells: Sequence[Cell]) -> tuple[list[Path], list[str]]:
-    """Writes a seed's pictures. Returns the written files, and the names of non-finite pictures."""
+def _flags(result: Output, start: int, count: int) -> list[bool | None]:
+    """Returns whether the safety checker flagged each of a seed's pictures; None without a safety checker."""
+    flagged = result.flagged
+    return [None if flagged is None else bool(flagged[row]) for row in range(start, start + count)]
+
+
+def _name(kind: str, seed: int, several: bool) -> str:
+    return f"seed {seed} {kind}" if several else kind
+
+
+def _write_seed(
+    folder: Path, number: str, job: Job, seed: int, cells: Sequence[Cell], flags: Sequence[bool | None]
+) -> list[Picture]:
+    """Writes a seed's pictures, except non-finite ones."""
     several = len(job.seeds) > 1
     stem = f"{number}-seed{seed}" if several else number
-    paths, missing = [], []
-    for kind, cell in zip(_KINDS, cells, strict=False):
-        name = f"seed {seed} {kind}" if several else kind
-        if cell.image is None:
-            missing.append(name)
-            continue
-        if cell.note:
-            echo(f"Flagged by the safety checker: {name}")
-        path = folder / f"{stem}-{kind}.png"
-        png.save(cell.image, path, {"picture": kind, **job.known, "seed": seed})
-        paths.append(path)
-    return paths, missing
+    pictures = []
+    for kind, cell, flagged in zip(_KINDS, cells, flags, strict=False):
+        path = None
+        if cell.image is not None:
+            if flagged:
+                echo(f"Flagged by the safety checker: {_name(kind, seed, several)}")
+            path = folder / f"{stem}-{kind}.png"
+            png.save(cell.image, path, {"picture": kind, **job.known, "seed": seed})
+        pictures.append(Picture(None if path is None else str(path), seed, kind, flagged, path is not None))
+    return pictures
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import click
 from sega_jax.cli import adapters, animation, stages
 from sega_jax.cli.concepts import complete, format_edit
 from sega_jax.cli.options import command_words, load_arguments, shell_arguments
-from sega_jax.cli.terminal import echo, quoted
+from sega_jax.cli.terminal import echo, json_on_stdout, json_option, quoted
 from sega_jax.demo.settings import RECOMMENDED
 from sega_jax.method.arguments import arguments
 from sega_jax.method.guidance import Edit
@@ -24,7 +24,8 @@ from sega_jax.systems.registry import named
 
 @click.command("info", cls=Command)
 @click.argument("file", type=click.Path(path_type=Path))
-def info(file: Path) -> None:
+@json_option("settings (as they are stored in the file) and command (the list of its words)")
+def info(file: Path, as_json: bool) -> None:
     """Prints a picture's settings and command.
 
     FILE is a PNG that `sega-jax edit` or a sweep wrote, or an animation that `sega-jax edit` wrote. The last line is
@@ -34,8 +35,9 @@ def info(file: Path) -> None:
     Example:
       sega-jax info sega-jax-out/0001-edited.png
     """
-    with plainly():
+    with plainly(), json_on_stdout(as_json) as write_json:
         known = stored_settings.read(file)
+        stored = dict(known)
         try:
             edits = [Edit(**one) for one in known["edits"]]
             known["edits"] = [format_edit(one) for one in edits]
@@ -49,6 +51,9 @@ def info(file: Path) -> None:
             raise ValueError(
                 f"{file} has settings that this version of sega-jax cannot read; was it written by a later version?"
             ) from None
+        write_json({"settings": stored, "command": words})
+        if as_json:
+            return
         if known["model"] is None:
             known["model"] = "the demo model"
         shown = {name: value for name, value in known.items() if value is not None}

@@ -1,35 +1,52 @@
 """`sega-jax sweep status`: prints a sweep's progress and its damaged, missing and unknown files."""
 
+from typing import Any
+
 import click
 
 from sega_jax import sweep as sweeps
-from sega_jax.cli.terminal import echo
+from sega_jax.cli.terminal import echo, json_on_stdout, json_option
 from sega_jax.pipelines.help_pages import Command
 from sega_jax.pipelines.progress import plainly
+from sega_jax.sweep.running.status import file_problems, seconds_by_stage
 
 
 @click.command(cls=Command)
 @click.argument("folder")
 @click.option("--verify", is_flag=True, help="Read every file and compare it with its record.")
-def status(folder: str, verify: bool) -> None:
+@json_option(
+    "pictures, done, batches, batches_done, evaluations_left, seconds_left (null until a batch is timed), stages (the"
+    " same for each stage of a cascade, by its name) and problems (file and problem of each file)"
+)
+def status(folder: str, verify: bool, as_json: bool) -> None:
     """Prints a sweep's progress, and lists its damaged, missing and unknown files.
 
     Without --verify, only the records and the sizes of the picture files are checked.
     """
-    with plainly():
-        total = sweeps.status(folder)
-        for stage, one in (sweeps.stages(folder) or {"": total}).items():
+    with plainly(), json_on_stdout(as_json) as write_json:
+        total, stages = sweeps.status(folder), sweeps.stages(folder)
+        for stage, one in (stages or {"": total}).items():
             label = f"{stage}: " if stage else ""
             echo(f"{label}{one.done} of {one.pictures} pictures, {one.batches_done} of {one.batches} batches")
         if total.done < total.pictures and (left := time_left(folder)):
             echo(left)
-        problems = sweeps.problems(folder, verify=verify)
+        problems = file_problems(folder, verify=verify)
         for problem in problems:
-            echo(problem)
+            echo(str(problem))
         if problems:
             echo(f"problems: {len(problems)}; sega-jax sweep FILE makes damaged and missing pictures and records again")
         elif verify:
             echo("all files are intact")
+        if as_json:
+            seconds = seconds_by_stage(folder)
+            document = _progress(total, sweeps.seconds_left(folder))
+            document["stages"] = {name: _progress(one, seconds[name]) for name, one in stages.items()}
+            document["problems"] = [{"file": one.file, "problem": one.words} for one in problems]
+            write_json(document)
+
+
+def _progress(status: sweeps.Status, seconds: float | None) -> dict[str, Any]:
+    return {**status._asdict(), "seconds_left": seconds}
 
 
 def time_left(folder: str) -> str | None:

@@ -1,12 +1,16 @@
-"""Helpers that the shell commands share: output folders, the compilation cache, and the time spent compiling."""
+"""Helpers that the shell commands share: printed text and JSON, output folders, the compilation cache, and the time
+spent compiling."""
 
+import json
+import math
 import os
 import shlex
+import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,54 @@ from sega_jax.pipelines.run import PictureWarning
 def echo(text: str) -> None:
     """Prints a text. Control characters from prompts, metadata and file names are escaped."""
     click.echo(printable(text))
+
+
+def json_option(keys: str) -> Callable[[Any], Any]:
+    """Returns the option --json of a command, as a decorator.
+
+    Args:
+        keys: the keys of the document, as text for the help page.
+    """
+    help = f"Print one JSON document, and all other text on standard error. Its keys are {keys}."
+    return click.option("--json", "as_json", is_flag=True, help=help)
+
+
+@contextmanager
+def json_on_stdout(wanted: bool) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Reserves standard output for a JSON document if one is wanted. Other text then goes to standard error.
+
+    Yields:
+        A function that prints the document if it is wanted.
+    """
+    if not wanted:
+        yield lambda document: None
+        return
+    stdout = sys.stdout
+    with redirect_stdout(sys.stderr):
+        yield lambda document: click.echo(as_json(document), file=stdout)
+
+
+def as_json(value: Any) -> str:
+    """Returns a value as strictly valid JSON in ASCII. NaN and infinity become null, and all characters other than
+    printable ASCII are escaped.
+
+    Example:
+        >>> from sega_jax.cli.terminal import as_json
+        >>> print(as_json({"seconds": float("nan"), "prompt": "caf" + chr(233)}))
+        {
+          "seconds": null,
+          "prompt": "caf\\u00e9"
+        }
+    """
+    return json.dumps(_finite(value), indent=2, allow_nan=False).replace("\x7f", "\\u007f")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def quoted(words: Iterable[str]) -> str:

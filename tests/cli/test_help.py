@@ -73,7 +73,7 @@ def test_the_full_page_of_edit_lists_every_option_once():
     names = {option.removeprefix("--").replace("-", "_") for option in options(text)}
     context = click.Context(main.commands["edit"])
     expected = {one.name for one in main.commands["edit"].get_params(context) if "--help" not in one.opts}
-    assert names - {"edit", "_h"} == expected - {"edits"}
+    assert names - {"edit", "json", "_h"} == expected - {"edits", "as_json"}
     for title, option in (("Only for Paella:", "--temperature"), ("Only for Stable Diffusion XL:", "--target-size")):
         assert f"  {option} " in text.partition(f"\n{title}\n")[2].partition("\n\n")[0]
 

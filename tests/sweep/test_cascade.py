@@ -1,6 +1,7 @@
 """Tests sweeps of cascades: each stage has its own plan and is loaded once, and the pictures equal those from direct
 calls of the cascade."""
 
+import json
 import shlex
 
 import numpy as np
@@ -292,6 +293,16 @@ def test_a_finished_cascade_does_not_need_its_first_stage(stages, loaded, tmp_pa
     assert sweep.seconds_left(tmp_path) == 0
     assert sweep.run(plan, tmp_path, progress=False).done == 2
     assert loaded == []
+
+
+def test_status_as_json_lists_the_stages(stages, tmp_path):
+    sweep.keep(planned(ablation_of(stages)), tmp_path)
+    result = CliRunner().invoke(main, ["sweep", "status", str(tmp_path), "--json"])
+    printed = json.loads(result.stdout)
+    progress = {name: one._asdict() | {"seconds_left": None} for name, one in sweep.stages(tmp_path).items()}
+    assert printed["stages"] == progress
+    assert list(progress) == ["stage1", "stage2"]
+    assert {name: printed[name] for name in progress["stage2"]} == progress["stage2"]
 
 
 def test_stages_are_checked_before_weights_are_fetched(stages, monkeypatch):

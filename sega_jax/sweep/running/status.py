@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from sega_jax.sweep.planning.plan import Plan
 from sega_jax.sweep.running import damage
-from sega_jax.sweep.running.folder import PICTURES, RECORDS, Folder, part
+from sega_jax.sweep.running.folder import PICTURES, RECORDS, Folder, Problem, part
 
 
 class Status(NamedTuple):
@@ -102,12 +102,18 @@ def problems(folder: str | Path, *, verify: bool = False) -> list[str]:
         >>> sweep.problems("sega-jax-out/glasses", verify=True)  # made by the example of sweep.run
         []
     """
+    return [str(problem) for problem in file_problems(folder, verify=verify)]
+
+
+def file_problems(folder: str | Path, *, verify: bool = False) -> list[Problem]:
+    """Returns the same as `problems`, with the files apart from the rest of the sentences."""
     where = Folder(folder)
     plan = where.plan()
-    found: list[str] = []
+    found: list[Problem] = []
     for stage in plan.chain:
         prefix = "" if stage is plan else f"stages/{stage.facts.stage}/"
-        found += [f"{prefix}{problem}" for problem in damage.problems(where.of(stage, plan), stage, verify=verify)]
+        problems = damage.problems(where.of(stage, plan), stage, verify=verify)
+        found += [problem._replace(file=f"{prefix}{problem.file}") for problem in problems]
     return found
 
 
@@ -128,19 +134,28 @@ def seconds_left(folder: str | Path) -> float | None:
         >>> sweep.seconds_left("sega-jax-out/glasses")  # made by the example of sweep.run
         0.0
     """
+    total = 0.0
+    for seconds in seconds_by_stage(folder).values():
+        if seconds is None:
+            return None
+        total += seconds
+    return total
+
+
+def seconds_by_stage(folder: str | Path) -> dict[str, float | None]:
+    """Returns {stage name: the same as `seconds_left`, for one stage}. The only stage of a single model has the name
+    ""."""
     where = Folder(folder)
     plan = where.plan()
-    total = 0.0
+    left: dict[str, float | None] = {}
+    needed = True
     for stage in reversed(plan.chain):
         own = where.of(stage, plan)
         to_do = of_plan(stage, own).evaluations_left
-        if not to_do:
-            break  # the stages before a finished stage are no longer needed
-        seconds = _pace(stage, own)
-        if seconds is None:
-            return None
-        total += seconds * to_do
-    return total
+        needed = needed and to_do > 0  # the stages before a finished stage are no longer needed
+        seconds = _pace(stage, own) if needed else 0.0
+        left[str(stage.facts.stage or "")] = None if seconds is None else seconds * to_do
+    return left
 
 
 def pace(folder: str | Path) -> float | None:
