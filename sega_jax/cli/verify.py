@@ -37,6 +37,7 @@ _OPTIONS = [
     click.Option(
         ["--tolerance"],
         type=click.FloatRange(0, 1, min_open=True),
+        metavar="NUMBER",
         default=published_pictures.TOLERANCE,
         show_default=True,
         help="The largest difference between values from 0 to 1 that counts as equal, as in diffusers' tests.",

@@ -359,7 +359,7 @@ def test_the_shell_reports_unsafe_pictures(checked_folder, tmp_path, monkeypatch
     def run(*words):
         result = CliRunner().invoke(main, list(map(str, words)))
         assert result.exit_code == 0, result.output
-        return result.output
+        return result.stdout
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(pipeline, "run", made)
@@ -370,6 +370,7 @@ def test_the_shell_reports_unsafe_pictures(checked_folder, tmp_path, monkeypatch
         *_, command = run("info", tmp_path / f"{name}-edited.png").splitlines()
         assert ("--no-safety-checker" in command) == option
         assert "--safety-checker" not in command
+    assert [one["flagged"] for one in json.loads(run(*words, "--json"))["pictures"]] == [False, True]
 
 
 def test_recorded_results(recorded_pipe):
