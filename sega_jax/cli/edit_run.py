@@ -19,6 +19,7 @@ from sega_jax.pipelines.messages import muted
 from sega_jax.pipelines.output import Output
 from sega_jax.pipelines.progress import styled
 from sega_jax.systems.call import Call
+from sega_jax.weights.destination import new_folder
 
 T = TypeVar("T")
 
@@ -144,7 +145,7 @@ def run(make: Callable[..., Output], call: Mapping[str, Any], job: Job, folder: 
     last: Path | None = None
     settings = {**job.known, "seed": stored_seed(job.seeds)}
     began = time.perf_counter()
-    with compilations() as compiling, numbered(folder) as number, pictures_reported_elsewhere():
+    with new_folder(folder), compilations() as compiling, numbered(folder) as number, pictures_reported_elsewhere():
         for group, size in groups(job.seeds, most):
             seeds = [seed for seed in group for _ in rows]
             # Later groups would repeat the first group's warnings.

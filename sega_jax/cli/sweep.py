@@ -16,6 +16,7 @@ from sega_jax.cli.sweep_status import status, time_left
 from sega_jax.cli.terminal import echo, remember_compilations, writable
 from sega_jax.pipelines.help_pages import Group, write_section
 from sega_jax.pipelines.progress import plainly
+from sega_jax.sweep.running.records import arrow
 
 
 class _FileOrCommand(Group):
@@ -106,6 +107,7 @@ def run(file: Path, out: str | None, rows: int | None, share: bool, worker: str 
                     raise ValueError(_other_plan(folder))
                 echo(time_left(folder) or "the remaining time is unknown until the first batch is done")
             return
+        arrow()
         if "://" not in folder:
             writable(Path(folder))
         began, before = time.perf_counter(), None

@@ -21,6 +21,7 @@ import jax.monitoring
 from sega_jax import __version__
 from sega_jax.pipelines.progress import printable
 from sega_jax.pipelines.run import PictureWarning
+from sega_jax.weights.destination import new_folder
 
 
 def echo(text: str) -> None:
@@ -89,17 +90,17 @@ def _quoted(word: str) -> str:
 
 
 def writable(folder: Path) -> Path:
-    """Creates a folder if it is missing, and checks that files can be written to it.
+    """Checks that files can be written to a folder. A missing folder is created for the check and removed again.
 
     Returns:
-        The folder.
+        The folder, which may be missing.
 
     Raises:
         ValueError: the folder is not writable.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        with new_folder(folder):
+            tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise ValueError(f"--out {folder} cannot be written to ({error.strerror}); choose a different folder") from None
     return folder

@@ -5,38 +5,57 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+
+# The end of the names of hidden folders that are being written.
+_PARTIAL = ".sega-jax-partial"
+# Another process may remove the hidden folder before it is locked; then it is created again.
+_ATTEMPTS = 100
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[None]:
+    """Creates a folder and its missing parents. If they are still empty when the block ends, they are removed again.
+
+    Raises:
+        OSError: a folder cannot be created.
+    """
+    missing = [one for one in (path, *path.parents) if not one.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for one in missing:
+            with suppress(OSError):  # a folder that is not empty
+                one.rmdir()
 
 
 @contextmanager
 def atomic_folder(dest: Path) -> Iterator[Path]:
     """Yields a hidden folder to write into. It becomes `dest` if the block succeeds and is removed if it fails.
 
-    The hidden folder is next to `dest`. Files that a killed process left in the hidden folder are removed. A lock
-    distinguishes such leftovers from a folder that another process is still writing to: the operating system releases a
-    process's locks when the process ends.
+    The hidden folder is next to `dest`. A killed process cannot remove its hidden folder, so the next call for any
+    folder with the same parent removes it. A lock distinguishes such leftovers from folders that other processes are
+    still writing to: the operating system releases a process's locks when the process ends. On file systems without
+    locks, only the next call for the same `dest` removes the leftovers.
 
     Raises:
         FileExistsError: `dest` exists and is not an empty folder, or another process is writing to it.
         OSError: `dest` cannot be written to.
     """
-    if os.path.lexists(dest) and not (dest.is_dir() and not any(dest.iterdir())):
-        raise FileExistsError(f"{dest} exists and is not an empty folder; choose a new one")
-    if os.path.ismount(dest):
-        raise FileExistsError(f"{dest} is a mount point and cannot be replaced; choose a folder inside it")
-    partial = dest.with_name(f".{dest.name}.sega-jax-partial")
-    try:
-        dest.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir(exist_ok=True)
-        descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError as error:
-        raise OSError(f"{dest} cannot be written to ({error.strerror}); choose a different folder") from None
-    try:
-        if not _lock(descriptor) or not os.path.samestat(os.fstat(descriptor), os.stat(partial)):
-            raise FileExistsError(
-                f"another process is writing to {dest}; wait until it has finished, or choose a different folder"
-            )
+    _check_free(dest)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(new_folder(dest.parent))
+            _remove_leftovers(dest.parent)
+            partial = dest.with_name(f".{dest.name}{_PARTIAL}")
+            descriptor = _locked(partial, dest)
+        except OSError as error:
+            if error.errno is None:  # it already has a message for users
+                raise
+            raise OSError(f"{dest} cannot be written to ({error.strerror}); choose a different folder") from None
+        stack.callback(os.close, descriptor)
         try:
             _empty(partial)
             yield partial
@@ -46,8 +65,56 @@ def atomic_folder(dest: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         _sync_folder(dest.parent)
-    finally:
+
+
+def _check_free(dest: Path) -> None:
+    if os.path.lexists(dest) and not (dest.is_dir() and not any(dest.iterdir())):
+        raise FileExistsError(f"{dest} exists and is not an empty folder; choose a new one")
+    if os.path.ismount(dest):
+        raise FileExistsError(f"{dest} is a mount point and cannot be replaced; choose a folder inside it")
+
+
+def _remove_leftovers(parent: Path) -> None:
+    """Removes the hidden folders of processes that have ended."""
+    for path in parent.glob(f".*{_PARTIAL}"):
+        with suppress(OSError):
+            descriptor = _opened(path)
+            try:
+                if _lock(descriptor):
+                    shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(descriptor)
+
+
+def _locked(partial: Path, dest: Path) -> int:
+    """Creates the hidden folder and locks it. Returns its file descriptor, which holds the lock."""
+    for _ in range(_ATTEMPTS):
+        partial.mkdir(exist_ok=True)
+        try:
+            descriptor = _opened(partial)
+        except FileNotFoundError:
+            continue
+        if _lock(descriptor) is not False and _is_same(descriptor, partial):
+            return descriptor
         os.close(descriptor)
+        _check_free(dest)
+        if partial.exists():
+            break
+    raise FileExistsError(
+        f"another process is writing to {dest}; wait until it has finished, or choose a different folder"
+    )
+
+
+def _opened(folder: Path) -> int:
+    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+
+
+def _is_same(descriptor: int, path: Path) -> bool:
+    """Returns whether a path still names the open folder."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def write_file(path: Path, data: bytes, *, replace: bool = False, owner: str = "") -> None:
@@ -120,13 +187,14 @@ def _full_disk(path: Path, size: int) -> Iterator[None]:
         raise full from None
 
 
-def _lock(folder: int) -> bool:
+def _lock(folder: int) -> bool | None:
+    """Returns whether the folder could be locked; None if the file system does not support locks."""
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # the file system does not support locks; continue, because concurrent writers are rare
-        return True
+    except OSError:
+        return None
     return True
 
 

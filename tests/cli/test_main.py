@@ -227,6 +227,14 @@ def test_an_unwritable_folder_is_refused_before_sampling(folder, tmp_path, monke
         assert "cannot be written to" in result.output
 
 
+def test_a_command_that_fails_leaves_no_folder(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(Pipeline, "__call__", lambda *_, **__: pytest.fail("sampled"))
+    for words in (["--model", tmp_path / "nowhere"], ["--model", folder, "--steps", 10**6]):
+        result = run("edit", *words, "--prompt", "cat", "--out", tmp_path / "new" / "folder")
+        assert result.exit_code == 1
+    assert not (tmp_path / "new").exists()
+
+
 def test_pictures_that_are_not_finite_are_not_written(least_folder, tmp_path):
     words = ["--steps", 2, "--edit", "hat:scale=3e38,warmup=0", "--out", tmp_path]
     result = run("edit", "--model", least_folder, "--prompt", "cat", *words)

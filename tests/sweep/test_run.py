@@ -17,6 +17,7 @@ from sega_jax.pipelines import loading, stored_settings
 from sega_jax.sweep.running.folder import Folder
 from sega_jax.sweep.running.prefixes import SharedRun
 from sega_jax.sweep.running.records import columns
+from sega_jax.sweep.running.store import Store
 
 CALL = {"steps": 3, "guidance_scale": 4.0, "prompt": "a cat"}
 EDITS = {"hat": {"warmup": 1, "threshold": 0.5}, "glasses": {"warmup": 0}}
@@ -293,3 +294,22 @@ def test_an_invalid_file_is_refused_before_the_model_is_loaded(shell, tmp_path):
     result = shell("bad.toml")
     assert result.exit_code == 1
     assert "Error: bad.toml: grid: 'stpes' is unknown" in result.output
+
+
+def test_a_sweep_that_cannot_start_leaves_no_folder(shell, tmp_path, monkeypatch):
+    def lacking():
+        raise ImportError("sweeps need pyarrow")
+
+    (tmp_path / "nobody.toml").write_text(f"[model]\nsource = 'nowhere/at-all/here'\n{TOML}")
+    (tmp_path / "long.toml").write_text((tmp_path / "cats.toml").read_text().replace("steps = 3", "steps = 100000"))
+    with monkeypatch.context() as patched:
+        patched.setattr("sega_jax.cli.sweep.arrow", lacking)
+        assert "sweeps need pyarrow" in shell("cats.toml", "--out", "new/folder").output
+    for file in ("nobody.toml", "long.toml", "missing.toml"):
+        assert shell(file, "--out", "new/folder").exit_code == 1
+    (tmp_path / "file").touch()
+    assert "cannot be written to" in shell("cats.toml", "--out", "file/folder").output
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "create", lambda *_: (_ for _ in ()).throw(OSError("the disk is full")))
+        assert "the disk is full" in shell("cats.toml", "--out", "new/folder").output
+    assert not (tmp_path / "new").exists()

@@ -75,17 +75,18 @@ class Folder:
             OSError: the folder cannot be written to.
             ValueError: the folder contains a different plan, or a damaged one.
         """
-        self.store.begin((PICTURES, RECORDS, LEASES))
         text = plan.to_json().encode()
-        try:
-            self.store.create("plan.json", text)
-        except FileExistsError:
-            if self.store.read("plan.json") != text:
-                self.plan()  # raises an error if the plan is damaged
-                raise ValueError(
-                    f"{self} contains a different sweep, or this sweep with a different model, number of rows or"
-                    " sharing; choose a different folder, or use the original settings"
-                ) from None
+        with self.store.created():
+            try:
+                self.store.create("plan.json", text)
+            except FileExistsError:
+                if self.store.read("plan.json") != text:
+                    self.plan()  # raises an error if the plan is damaged
+                    raise ValueError(
+                        f"{self} contains a different sweep, or this sweep with a different model, number of rows or"
+                        " sharing; choose a different folder, or use the original settings"
+                    ) from None
+        self.store.begin((PICTURES, RECORDS, LEASES))
 
     def plan(self) -> Plan:
         """Reads the folder's plan.

@@ -11,10 +11,11 @@ import os
 import re
 import socket
 import uuid
+from contextlib import AbstractContextManager
 from functools import cache, partial
 from pathlib import Path
 
-from sega_jax.weights.destination import write_file
+from sega_jax.weights.destination import new_folder, write_file
 
 
 class Store:
@@ -48,6 +49,13 @@ class Store:
 
     def __str__(self) -> str:
         return self._address
+
+    def created(self) -> AbstractContextManager[None]:
+        """Creates the folder. If it is new and still empty when the block ends, it is removed again."""
+        if self.local:
+            return new_folder(Path(self._root))
+        self._files.makedirs(self._root, exist_ok=True)
+        return contextlib.nullcontext()
 
     def begin(self, folders: tuple[str, ...]) -> None:
         """Creates the folders, and removes unfinished files left behind by processes on this machine that have
