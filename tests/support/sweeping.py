@@ -10,8 +10,10 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pyarrow.parquet
 import pytest
+from PIL import Image
 
 from sega_jax import Pipeline, load, sweep
 from sega_jax.sweep.running.run import _Run
@@ -46,6 +48,12 @@ def hat_plan(source, seeds, scales, **options):
 
 def records(folder):
     return pyarrow.parquet.read_table(folder / "records").to_pylist()
+
+
+def saved(plan, folder):
+    """Reads all files of pictures in a sweep's folder; returns {name of the picture: pixels}."""
+    names = {file: name for name, file in plan.files.items()}
+    return {names[path.name]: np.asarray(Image.open(path)) for path in (folder / "pictures").iterdir()}
 
 
 class Pictures:

@@ -163,7 +163,7 @@ def test_another_plan_never_changes_a_folder(measured, plan, least, tmp_path):
 
 def test_a_failed_write_records_the_other_pictures(plan, least, tmp_path, monkeypatch):
     """One of the last pictures cannot be written. The others stay, and only that one is made again."""
-    write, name = Store.write, plan.batches[-1].names[-1]
+    write, name = Store.write, plan.files[plan.batches[-1].names[-1]]
 
     def failing(store, file, data):
         if name in file:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from support.sweeping import make_pictures, records, run_and_crash
+from support.sweeping import make_pictures, records, run_and_crash, saved
 
 from sega_jax import load, sweep
 from sega_jax.cli.main import main
@@ -189,6 +189,6 @@ def test_every_family_follows_its_plan(name, request, tmp_path):
     sweep.run(plan, tmp_path / "stopped", pipe)
     assert len(images) == 8
     for part in ("whole", "stopped"):
-        saved = {path.stem: np.asarray(Image.open(path)) for path in (tmp_path / part / "pictures").iterdir()}
-        assert saved.keys() == images.keys()
-        assert all(np.array_equal(saved[name], image) for name, image in images.items())
+        pictures = saved(plan, tmp_path / part)
+        assert pictures.keys() == images.keys()
+        assert all(np.array_equal(pictures[name], image) for name, image in images.items())

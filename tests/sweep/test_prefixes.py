@@ -8,9 +8,8 @@ from contextlib import ExitStack
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 from support import tiny
-from support.sweeping import Pictures, make_pictures, run_and_crash
+from support.sweeping import Pictures, make_pictures, run_and_crash, saved
 
 import sega_jax
 from sega_jax import sweep
@@ -74,7 +73,7 @@ def test_resuming_after_a_crash(least, least_folder, tmp_path):
     run_and_crash(plan, tmp_path, least, 15)
     assert 0 < sweep.status(tmp_path).done < 18
     sweep.run(plan, tmp_path, least)
-    resumed = {path.stem: np.asarray(Image.open(path)) for path in (tmp_path / "pictures").iterdir()}
+    resumed = saved(plan, tmp_path)
     assert resumed.keys() == expected.keys()
     for name, image in resumed.items():
         np.testing.assert_array_equal(image, expected[name])
@@ -110,12 +109,13 @@ def test_finished_forks_survive_an_interruption(least, least_folder, tmp_path, m
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             sweep.run(plan, tmp_path, least)
-    written = [fork for fork in forks if {plan.batches[0].names[i] for i in fork.members} <= {p.stem for p in kept}]
+    names = {path.name for path in kept}
+    written = [fork for fork in forks if {plan.files[plan.batches[0].names[i]] for i in fork.members} <= names]
     assert written
     assert finished[: len(forks) - len(written)] == [fork for fork in forks if fork not in written]
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    for path in (tmp_path / "pictures").iterdir():
-        np.testing.assert_array_equal(np.asarray(Image.open(path)), expected[path.stem])
+    for name, image in saved(plan, tmp_path).items():
+        np.testing.assert_array_equal(image, expected[name])
 
 
 def test_forks_are_prepared_and_fetched_in_parallel(least, least_folder, monkeypatch):
@@ -247,8 +247,8 @@ def test_interruption_and_lack_of_memory(least, least_folder, tmp_path, monkeypa
         assert sweep.run(plan, tmp_path, least).batches_done == len(plan.batches)
     # The pictures from before the interruption are kept. They were made with two rows.
     assert {row["rows"] for row in sweep.Results(tmp_path).rows} in ({1}, {1, 2})
-    for path in (tmp_path / "pictures").iterdir():
-        difference = abs(np.asarray(Image.open(path)).astype(int) - expected[path.stem].astype(int))
+    for name, image in saved(plan, tmp_path).items():
+        difference = abs(image.astype(int) - expected[name].astype(int))
         assert (difference > 1).mean() < 1e-3
 
 

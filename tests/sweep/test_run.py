@@ -55,7 +55,9 @@ def test_records_have_all_settings(done, plan):
     assert table.column_names == list(columns(plan.sweep, plan.facts))
     rows = table.to_pylist()
     assert sorted(row["point"] for row in rows) == list(range(12))
-    assert {row["name"] for row in rows} == {path.stem for path in (done / "pictures").iterdir()}
+    files = {path.name for path in (done / "pictures").iterdir()}
+    assert {row["name"]: row["file"] for row in rows} == {name: f"pictures/{file}" for name, file in plan.files.items()}
+    assert files == set(plan.files.values()) >= {"0002-seed=0-edits=hat_glasses-hat.scale=2.png"}
     assert len({row["digest"] for row in rows}) == 12
     (row,) = [row for row in rows if row["point"] == 2]
     assert row.items() >= {"seed": 0, "steps": 3, "calls": 3, "prompt": "a cat", "guidance_scale": 4.0}.items()

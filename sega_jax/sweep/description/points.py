@@ -1,4 +1,6 @@
-"""A point holds the complete settings of one picture in a sweep. The picture's name is a hash of these settings."""
+"""A point holds the complete settings of one picture in a sweep. The picture's name is a hash of these settings.
+
+`sega_jax.sweep.planning.file_names` names the picture's file."""
 
 import hashlib
 import json

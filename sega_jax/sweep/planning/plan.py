@@ -17,6 +17,7 @@ from sega_jax.sweep.description.fields import call_settings
 from sega_jax.sweep.description.points import Point, name, point
 from sega_jax.sweep.description.sweep_file import Sweep
 from sega_jax.sweep.planning import sharing
+from sega_jax.sweep.planning.file_names import FileNames
 from sega_jax.sweep.planning.lengths import Lengths
 from sega_jax.sweep.planning.sharing import Schedule
 from sega_jax.systems.base import Sizes
@@ -126,6 +127,16 @@ class Plan:
     def format(self) -> str:
         """The pictures' file format. Pictures that a later stage enlarges are stored as arrays of floats ("npy")."""
         return "npy" if self.made_larger else self.sweep.format
+
+    @cached_property
+    def files(self) -> dict[str, str]:
+        """The names of the pictures' files, {picture name: file name}."""
+        names = FileNames(self.sweep, {"", *(one.facts.stage or "" for one in self.chain)})
+        return {
+            name: f"{names.of(i)}.{self.format}"
+            for batch in self.batches
+            for i, name in zip(batch.points, batch.names, strict=True)
+        }
 
     def point(self, i: int) -> Point:
         """Returns the complete settings of point i."""

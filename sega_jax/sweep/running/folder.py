@@ -1,7 +1,7 @@
 """The files in a sweep's folder:
 
     plan.json                    the plan, which contains the sweep
-    pictures/NAME.png            one picture, which stores its settings
+    pictures/0007-seed=2.png     one picture, which stores its settings; `sega_jax.sweep.planning.file_names` names it
     records/part-00012.parquet   the records of one batch, with a row for each picture
     records/part-00013-unfinished.parquet   the same for the finished pictures of a batch that is being made
     leases/share-2-of-16.json    the worker that is making a share of the batches
@@ -110,12 +110,12 @@ class Folder:
     def _has(self, plan: Plan, number: int, parts: set[str], pictures: set[str]) -> bool:
         if Path(part(number)).name not in parts:
             return False
-        if all(f"{name}.{plan.format}" in pictures for name in plan.batches[number].names):
+        if all(plan.files[name] in pictures for name in plan.batches[number].names):
             return True
         # Pictures that contain NaN or were flagged have no files.
         rows = self.recorded(plan, number, parts).rows
         names = plan.batches[number].names
-        return all(name in rows and (not rows[name]["file"] or f"{name}.{plan.format}" in pictures) for name in names)
+        return all(name in rows and (not rows[name]["file"] or plan.files[name] in pictures) for name in names)
 
     def recorded(self, plan: Plan, number: int, parts: set[str] | None = None) -> Recorded:
         """Reads the records of a batch's pictures, whether the batch is finished or not.
@@ -163,5 +163,5 @@ def unfinished_part(number: int) -> str:
 
 
 def picture(plan: Plan, name: str) -> str:
-    """Returns the path, within the folder, of a picture."""
-    return f"{PICTURES}/{name}.{plan.format}"
+    """Returns the path, within the folder, of the picture with this name in the plan."""
+    return f"{PICTURES}/{plan.files[name]}"

@@ -203,7 +203,7 @@ class _Run:
 
     def __init__(self, plan: Plan, folder: Folder, pipe: Pipeline, earlier: Folder | None = None):
         self.plan, self.folder, self.pipe = plan, folder, pipe
-        self.earlier = stages.EarlierPictures(earlier, pictures_of(plan.facts.declaration))
+        self.earlier = stages.EarlierPictures(earlier, plan.earlier, pictures_of(plan.facts.declaration))
         self.shared = SharedRun(pipe, plan.depth)
         self._plain = pipe.models, pipe.tokenizer
         self._adapters: tuple[tuple[tuple[str, Pairs], ...], ...] = (), ()

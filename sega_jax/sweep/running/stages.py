@@ -15,7 +15,8 @@ from sega_jax.pipelines.pipeline import Pipeline
 from sega_jax.sweep.description.facts import Facts, Readers, described
 from sega_jax.sweep.description.points import Point
 from sega_jax.sweep.description.stages import Earlier, earlier
-from sega_jax.sweep.running.folder import PICTURES, Folder
+from sega_jax.sweep.planning.plan import Plan
+from sega_jax.sweep.running.folder import Folder, picture
 from sega_jax.weights.lora import merged
 
 
@@ -94,11 +95,12 @@ class EarlierPictures:
 
     Args:
         folder: the folder of the previous stage; None if there is none.
+        plan: the plan of the previous stage; None if there is none.
         names: the names of the call's arguments that are pictures.
     """
 
-    def __init__(self, folder: Folder | None, names: Sequence[str]):
-        self._folder, self._names = folder, names
+    def __init__(self, folder: Folder | None, plan: Plan | None, names: Sequence[str]):
+        self._folder, self._plan, self._names = folder, plan, names
         self._finite: dict[str, bool] = {}  # {name: whether the picture is finite} for the pictures read so far
 
     def given(self, call: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,10 +126,11 @@ class EarlierPictures:
 
     def _read(self, source: Earlier) -> np.ndarray:
         assert self._folder is not None
-        file = f"{PICTURES}/{source.name}.npy"
+        assert self._plan is not None
+        file = picture(self._plan, source.name)
         data = self._folder.store.read(file)
         if data is None:
             raise ValueError(f"{self._folder}/{file} is missing, but a later stage needs it; run the sweep again")
-        picture = np.load(io.BytesIO(data), allow_pickle=False)
-        self._finite[source.name] = bool(np.isfinite(picture).all())
-        return picture
+        pixels = np.load(io.BytesIO(data), allow_pickle=False)
+        self._finite[source.name] = bool(np.isfinite(pixels).all())
+        return pixels
