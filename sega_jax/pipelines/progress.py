@@ -5,17 +5,23 @@ import sys
 import unicodedata
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any
 
+from sega_jax.pipelines.compiling import compiling_shown
+
 _DIRECTIONS = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 _style: ContextVar[Any] = ContextVar("style", default=MappingProxyType({}))
+_in_command: ContextVar[bool] = ContextVar("in_command", default=False)
 
 
-def bar(total: int, unit: str, progress: bool | None, **options: Any) -> Any:
-    """Creates a tqdm progress bar.
+@contextmanager
+def bar(total: int, unit: str, progress: bool | None, **options: Any) -> Iterator[Any]:
+    """Shows a tqdm progress bar during a `with` block. While a program compiles, the bar shows for how long.
+
+    Without a terminal, commands write one line if a program compiles.
 
     Args:
         total: The total number of units.
@@ -26,14 +32,21 @@ def bar(total: int, unit: str, progress: bool | None, **options: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # in notebooks without widgets, tqdm emits a warning and shows a plain bar
         from tqdm.auto import tqdm
-    shown = ("ipykernel" in sys.modules or sys.stderr.isatty()) if progress is None else progress
-    return tqdm(**{"total": total, "unit": unit, **options, **_style.get()}, disable=not shown)
+    is_live = "ipykernel" in sys.modules or sys.stderr.isatty()
+    is_shown = is_live if progress is None else progress
+    with ExitStack() as stack:
+        one = stack.enter_context(
+            tqdm(**{"total": total, "unit": unit, **options, **_style.get()}, disable=not is_shown)
+        )
+        if is_shown or (progress is None and _in_command.get()):
+            stack.enter_context(compiling_shown(one if is_shown else None))
+        yield one
 
 
 @contextmanager
 def styled(**options: Any) -> Iterator[None]:
     """Sets tqdm options, such as `desc` and `leave`, for the bars inside a `with` block."""
-    token = _style.set(options)
+    token = _style.set({**_style.get(), **options})
     try:
         yield
     finally:
@@ -65,12 +78,13 @@ def _escaped(code: int) -> str:
 
 @contextmanager
 def plainly() -> Iterator[None]:
-    """Shows the warnings in a `with` block as single lines, and errors as messages without a traceback."""
+    """Runs a command in a `with` block: shows warnings as single lines, and errors as messages without a traceback."""
     import click  # only needed on the command line
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.showwarning = lambda message, *_: click.echo(f"Warning: {printable(str(message))}", err=True)
+        token = _in_command.set(True)
         try:
             yield
         except (ValueError, TypeError, OSError, MemoryError, FloatingPointError, ImportError) as error:
@@ -81,3 +95,5 @@ def plainly() -> Iterator[None]:
             sys.stderr.flush()
             # A normal exit would crash, because an interrupted compilation is still running in its thread.
             os._exit(130)
+        finally:
+            _in_command.reset(token)

@@ -59,12 +59,12 @@ class Decoded(NamedTuple):
 def run(pipe: LoadedCheckpoint, batch: Batch) -> Output:
     """Runs a batch and returns its pictures."""
     # The devices may also run out of memory while the host waits for them.
-    with enough_memory((batch.rows, *batch.shape)):
+    with enough_memory((batch.rows, *batch.shape)), bar(batch.calls, "call", batch.progress) as shown:
         begun = begin(pipe, batch, branch_texts(pipe, batch, batch.n))
         check_memory(pipe, begun)
         every, records = 0 if batch.callback is None else batch.callback_steps, []
         carry = begun.carry
-        with suppress(Interruption), bar(batch.calls, "call", batch.progress) as shown:
+        with suppress(Interruption):
             for done, carry, record in advance_in_chunks(pipe, begun, every):
                 records.append(record)
                 shown.update(done - shown.n)
