@@ -31,6 +31,7 @@ from sega_jax.pipelines.pipeline import Pipeline
 from sega_jax.pipelines.progress import plainly
 from sega_jax.systems.base import System
 from sega_jax.systems.images import read as read_picture
+from sega_jax.systems.images import to_image
 from sega_jax.systems.sizes import shape_from
 
 
@@ -194,7 +195,8 @@ def _job(
     if used := {name: call[name] for name in recommended if call[name] == recommended[name]}:
         echo(f"  as the checkpoint recommends: {', '.join(f'{name} {value:g}' for name, value in used.items())}")
     sizes = pipe.system.sampler.sizes(pipe.models)
-    picture = read_picture(call["image"]).shape[1:3] if "image" in call else None
+    source = to_image(read_picture(call["image"])[0]) if "image" in call else None
+    picture = None if source is None else (source.height, source.width)
     height, width, _ = shape_from(sizes, call.get("height"), call.get("width"), picture)
     values |= {"height": height * sizes.factor, "width": width * sizes.factor}
     known = {
@@ -212,4 +214,4 @@ def _job(
         "solver": _solver(pipe),
         **versions(pipe.devices.devices[0].device_kind),
     }
-    return Job(prompt, concepts, seeds, known, "loaded and ran" if given.stages.get("low_memory") else "ran")
+    return Job(prompt, concepts, seeds, known, "loaded and ran" if given.stages.get("low_memory") else "ran", source)

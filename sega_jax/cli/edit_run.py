@@ -9,6 +9,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from PIL import Image
+
 from sega_jax.cli.concepts import DEMO_WORDS, format_edit
 from sega_jax.cli.edit_sheet import Cell, Sheet
 from sega_jax.cli.options import MOST_SEEDS, parsed
@@ -65,6 +67,7 @@ class Job(NamedTuple):
     seeds: list[int]
     known: Mapping[str, Any]  # the settings that all pictures share
     ran: str = "ran"  # the verb for sampling in the time report
+    source: Image.Image | None = None  # the picture that the call starts from or enlarges
 
 
 def seeds_of(given: Mapping[str, str]) -> list[int]:
@@ -140,7 +143,7 @@ def run(make: Callable[..., Output], call: Mapping[str, Any], job: Job, folder: 
     """
     rows = [[], job.concepts] if job.concepts else [[]]
     signed = [f"{'-' if one.scale < 0 else '+'} {one.concept}" for one in job.concepts]
-    sheet, done = Sheet(job.prompt, signed, len(job.seeds)), 0
+    sheet, done = Sheet(job.prompt, signed, len(job.seeds), job.source), 0
     pictures: list[Picture] = []
     last: Path | None = None
     settings = {**job.known, "seed": stored_seed(job.seeds)}
@@ -164,11 +167,11 @@ def run(make: Callable[..., Output], call: Mapping[str, Any], job: Job, folder: 
                     last = paths[-1]
         seconds = time.perf_counter() - began
         echo(f"Compiled in {compiling():.1f} s, {job.ran} in {seconds - compiling():.1f} s")
-        if sheet.pictures > 1:
+        if sheet.compares:
             last = folder / f"{number}-sheet.png"
             png.save(sheet.draw(), last, {"picture": "sheet", **settings})
             echo(f"Wrote {last}")
-    written_sheet = str(last) if sheet.pictures > 1 else None
+    written_sheet = str(last) if sheet.compares else None
     missing = [_name(one.kind, one.seed, len(job.seeds) > 1) for one in pictures if not one.finite]
     made = Result(pictures, written_sheet, settings, compiling(), seconds - compiling(), missing)
     if last is not None:

@@ -1,9 +1,10 @@
-"""Draws the sheet of `sega-jax edit`: the pictures without edits and, below them, the pictures with edits."""
+"""Draws the sheet of `sega-jax edit`: the input picture if there is one, the pictures without edits, and the pictures
+with edits."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from sega_jax.pipelines.captions import Font, Line, Segment
 from sega_jax.pipelines.fonts import announce
@@ -32,10 +33,11 @@ class Sheet:
         prompt: the title.
         edits: the concepts, each with the prefix "+ " or "- ". Empty for a sheet without edited pictures.
         count: the number of seeds that will be added.
+        source: the picture that the call starts from or enlarges, if any.
     """
 
-    def __init__(self, prompt: str, edits: Sequence[str], count: int):
-        self.prompt, self.edits, self.count = prompt, list(edits), count
+    def __init__(self, prompt: str, edits: Sequence[str], count: int, source: Image.Image | None = None):
+        self.prompt, self.edits, self.count, self.source = prompt, list(edits), count, source
         self._cells: dict[int, list[Cell]] = {}
         self._size = (_SIDE, _SIDE)
 
@@ -49,15 +51,20 @@ class Sheet:
         return sum(cell.image is not None for cells in self._cells.values() for cell in cells)
 
     @property
+    def compares(self) -> bool:
+        """Whether there are pictures to compare, so that the sheet is worth drawing."""
+        return self.pictures > 1 or (self.pictures == 1 and self.source is not None)
+
+    @property
     def _beside(self) -> bool:
-        """Whether the two pictures of a single seed are drawn next to each other."""
-        return self.count == 1 and bool(self.edits)
+        """Whether the pictures of a single seed are drawn next to each other."""
+        return self.count == 1 and (bool(self.edits) or self.source is not None)
 
     @property
     def columns(self) -> int:
         """The number of pictures in a row; only the last row may have fewer."""
         if self._beside:
-            return 2
+            return 1 + bool(self.edits) + (self.source is not None)
         most = _COLUMNS if self.count <= 4 * _COLUMNS else _MANY_COLUMNS
         return -(-self.count // -(-self.count // most))
 
@@ -84,12 +91,19 @@ class Sheet:
         page.texts([[Segment(self.prompt, _INK)]], round(em * 1.2), inner, 0, _TITLE)
         page.space(em // 2)
         seeds = list(self._cells)
+        labels = [[Segment("input", _GREY)]] if self.source is not None else []
+        sources = [] if self.source is None else [Cell(_fitted(self.source, self._size))]
         if self._beside:
-            page.texts([without, edits], em, width, gap)
+            page.texts([*labels, without, edits] if edits else labels, em, width, gap)
             page.space(em // 3)
-            page.cells(self._cells[seeds[0]], self._size, gap, em)
-            page.texts([[Segment(f"seed {seeds[0]}", _GREY)]], em, width, gap)
+            page.cells([*sources, *self._cells[seeds[0]]], self._size, gap, em)
+            page.texts([*([] for _ in sources), [Segment(f"seed {seeds[0]}", _GREY)]], em, width, gap)
             return page.finish()
+        if sources:
+            page.texts(labels, em, width, gap)
+            page.space(em // 3)
+            page.cells(sources, self._size, gap, em)
+            page.space(em)
         for start in range(0, len(seeds), self.columns):
             block = seeds[start : start + self.columns]
             for kind in range(2 if self.edits else 1):
@@ -101,6 +115,12 @@ class Sheet:
             page.texts([[Segment(f"seed {seed}", _GREY)] for seed in block], em, width, gap)
             page.space(em)
         return page.finish()
+
+
+def _fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Enlarges or reduces a picture to a size, and fills up the shorter side with white."""
+    zoomed = size[0] % image.width == 0
+    return ImageOps.pad(image, size, Image.Resampling.NEAREST if zoomed else Image.Resampling.LANCZOS, color="white")
 
 
 class _Page:

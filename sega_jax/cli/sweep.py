@@ -1,6 +1,5 @@
 """Defines `sega-jax sweep FILE`, and the command `measure` for a sweep's folder."""
 
-
 import time
 from collections.abc import Callable
 from functools import partial

@@ -87,6 +87,11 @@ def read(image: Any) -> np.ndarray:
     return np.stack(pictures)
 
 
+def to_image(pixels: np.ndarray) -> Image.Image:
+    """Returns a Pillow image of a picture [height, width, 3] in [-1, 1], such as one that `read` returns."""
+    return Image.fromarray(np.round((pixels + 1) * 127.5).astype(np.uint8))
+
+
 def _open(path: Path) -> Image.Image:
     if not os.path.isfile(path):  # `Path.is_file` raises an error for names that are too long
         raise FileNotFoundError(f"image={brief(str(path))} does not exist or is not a file")

@@ -94,3 +94,28 @@ def test_characters_without_a_font_cause_one_warning(monkeypatch):
     with pytest.warns(UserWarning, match="show Egyptian characters") as record:
         drawn(2, ["+ \U00013000"], "\U00013001 \U00013002")
     assert len(record) == 1
+
+
+@pytest.mark.parametrize(("count", "edits"), [(1, EDITS), (1, []), (3, EDITS), (3, [])])
+@pytest.mark.parametrize("size", [(64, 64), (300, 150), (900, 900)])
+def test_the_input_picture_comes_first(count, edits, size):
+    sheet = Sheet("a cat", edits, count, Image.new("RGB", size, "lime"))
+    for seed in range(count):
+        sheet.add(seed, [Cell(Image.new("RGB", (128, 128), colour)) for colour in ("red", "blue")][: 2 if edits else 1])
+    assert sheet.compares
+    page = sheet.draw()
+    (y, x), (first_y, first_x) = (np.argwhere(is_colour(page, colour)).min(0) for colour in ("lime", "red"))
+    assert (x < first_x) if count == 1 else (y < first_y)
+    counts = [int(is_colour(page, colour).sum()) for colour in ("lime", "red", "blue")]
+    assert counts[1] == count * 384**2
+    assert counts[2] == (counts[1] if edits else 0)
+    assert counts[0] == pytest.approx(384**2 * min(size) / max(size), rel=0.02)
+
+
+@pytest.mark.parametrize(("source", "count", "compares"), [(None, 1, False), (None, 2, True), ("lime", 1, True)])
+def test_one_picture_without_an_input_needs_no_sheet(source, count, compares):
+    sheet = Sheet("a cat", [], count, source and Image.new("RGB", (8, 8), source))
+    assert not sheet.compares
+    for seed in range(count):
+        sheet.add(seed, [Cell(Image.new("RGB", (8, 8), "red"))])
+    assert sheet.compares == compares

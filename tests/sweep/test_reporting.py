@@ -21,6 +21,7 @@ from sega_jax.cli.main import main
 from sega_jax.demo.attributes import WORDS
 from sega_jax.demo.judge import load_judge, look
 from sega_jax.nn.clip import CLIPModel, CLIPTextConfig, CLIPVisionConfig
+from sega_jax.sweep.reporting.report import _values
 
 pytest.importorskip("pyarrow.parquet")
 
@@ -295,7 +296,7 @@ def test_the_report_is_a_single_file(folder):
     text = sweep.report(sweep.measure(folder, {"bright": brightness}), title="hats & <more>")
     page = Page(text)
     assert text.count("hats &amp; &lt;more&gt;") == 2
-    assert "a &lt;script&gt;" in text
+    assert "<th>prompt</th><td>&#34;a cat&#34;, &#34;a &lt;script&gt;&#34;</td>" in text
     assert "made by &lt;b&gt;ours&lt;/b&gt; in float32" in text
     assert not {"more", "script", "b"} & set(page.tags)
     assert page.tags.count("h2") == 3
@@ -320,9 +321,23 @@ def test_captions_in_other_scripts(results, tmp_path):
         pages = sweep.sheets(results, "prompt", "seed", {"hat.warmup": 1, "hat.scale": 4.0}, side=64)
         pages += sweep.sheets(results, None, "prompt", {"seed": 3, "hat.scale": 4.0}, side=64)
         pages += sweep.sheets(results, "seed", None, {"hat.warmup": 1, "hat.scale": 4.0}, side=64)
-    assert f"<bdi>{texts['a cat']}</bdi>, <bdi>x\\ud800x" in text
+    assert f"<bdi>&#34;{texts['a cat']}&#34;</bdi>, <bdi>&#34;x\\ud800x" in text
     text.encode()
     assert all(page.image.width < 600 and page.image.height < 600 for page in pages)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (["a cat, asleep", 'a "big" cat', "never"], ['"a cat, asleep"', '"a \\"big\\" cat"', '"never"']),
+        ([(), ("hat",), ("hat", "bow")], ["none", "hat", "hat + bow"]),
+        ([(999, 500), (900,)], ["[999, 500]", "[900]"]),
+        ([4.0, 2.5, None], ["4", "2.5", "never"]),
+        ([f"cat {i}" for i in range(13)], [*(f'"cat {i}"' for i in range(5)), '… "cat 12" (13)']),
+    ],
+)
+def test_reports_list_values_unambiguously(values, words):
+    assert _values(values) == words
 
 
 def test_a_report_without_jinja2(results, monkeypatch):
