@@ -109,21 +109,21 @@ def run(file: Path, out: str | None, rows: int | None, share: bool, worker: str 
         arrow()
         if "://" not in folder:
             writable(Path(folder))
-        began, before = time.perf_counter(), None
+        began = time.perf_counter()
+        made: list[int] = []
         try:
             plan = _keep(plan, folder, make_plan)
             before = sweeps.status(folder)
             if before.done:
                 echo(f"{before.done} of {before.pictures} pictures are already in {folder}")
-            done = sweeps.run(plan, folder, worker=worker_of)
+            sweeps.run(plan, folder, worker=worker_of, on_recorded=made.append)
         except KeyboardInterrupt:
             echo(
                 f"Interrupted; the same command continues the sweep, and sega-jax sweep status {folder} shows progress"
             )
             raise
-        new, seconds = done.done - before.done, time.perf_counter() - began
-        together = "" if worker_of is None or worker_of[1] == 1 else ", together with any other workers"
-        echo(f"Made {new} pictures in {seconds:.1f} s{together}: {folder}/pictures, with records in {folder}/records")
+        pictures = f"{sum(made)} picture{'' if sum(made) == 1 else 's'} in {time.perf_counter() - began:.1f} s"
+        echo(f"Made {pictures}: {folder}/pictures, with records in {folder}/records")
 
 
 def _plan(sweep: sweeps.Sweep, facts: sweeps.Facts, folder: str, rows: int | None, share: bool) -> sweeps.Plan:

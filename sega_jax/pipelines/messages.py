@@ -9,12 +9,15 @@ from contextvars import ContextVar
 from pathlib import Path
 
 _PACKAGE = str(Path(__file__).parents[1]) + os.sep
+_ignored: ContextVar[tuple[type[Warning], ...]] = ContextVar("ignored", default=())
 _collected: ContextVar[dict[tuple[str, type[Warning]], None] | None] = ContextVar("collected", default=None)
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """Emits a warning when the surrounding `collected` block ends, or immediately if there is no such block."""
     messages = _collected.get()
+    if issubclass(category, _ignored.get()):
+        return
     if messages is None:
         warnings.warn(message, category, stacklevel=_level())
     else:
@@ -49,6 +52,16 @@ def muted() -> Iterator[None]:
         yield
     finally:
         _collected.reset(token)
+
+
+@contextmanager
+def ignored(category: type[Warning]) -> Iterator[None]:
+    """Suppresses warnings of a category that are emitted through `warn` inside a `with` block."""
+    token = _ignored.set((*_ignored.get(), category))
+    try:
+        yield
+    finally:
+        _ignored.reset(token)
 
 
 def _level() -> int:

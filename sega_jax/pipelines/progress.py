@@ -4,15 +4,16 @@ import os
 import sys
 import unicodedata
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from sega_jax.pipelines.compiling import compiling_shown
 
 _DIRECTIONS = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+T = TypeVar("T")
 _style: ContextVar[Any] = ContextVar("style", default=MappingProxyType({}))
 _in_command: ContextVar[bool] = ContextVar("in_command", default=False)
 
@@ -41,6 +42,22 @@ def bar(total: int, unit: str, progress: bool | None, **options: Any) -> Iterato
         if is_shown or (progress is None and _in_command.get()):
             stack.enter_context(compiling_shown(one if is_shown else None))
         yield one
+
+
+def counted(items: Iterable[T], verb: str, total: int | None = None) -> Iterator[T]:
+    """Yields items. In commands, a bar counts them in terminals if they take more than a second.
+
+    Args:
+        items: the items.
+        verb: the description of the bar, such as "planning".
+        total: the number of items; None means `len(items)`.
+    """
+    total = len(cast(Sized, items)) if total is None else total
+    options = {"desc": verb, "leave": False, "delay": 1.0}
+    with bar(total, "point", None if _in_command.get() else False, **options) as shown:
+        for item in items:
+            yield item
+            shown.update(1)
 
 
 @contextmanager

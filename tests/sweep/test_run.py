@@ -186,13 +186,16 @@ def test_pictures_with_nan_have_no_file(least, least_folder, tmp_path):
         model={"source": str(least_folder)},
         call=CALL,
         edits={"hat": {"warmup": 0, "threshold": 0}},
-        grid={"hat.scale": [1, 3e38]},
+        grid={"seed": [0, 1], "hat.scale": [1, 3e38]},
     )
-    planned = sweep.plan(ablation, sweep.Facts.of(ablation), rows=2)
-    with pytest.warns(RuntimeWarning, match="NaN or infinite"):
-        assert sweep.run(planned, tmp_path, least).done == 2
-    assert [(row["finite"], row["file"] is None) for row in records(tmp_path)] == [(True, False), (False, True)]
-    assert len(list((tmp_path / "pictures").iterdir())) == 1
+    planned = sweep.plan(ablation, sweep.Facts.of(ablation), rows=2, share=False)
+    assert len(planned.batches) == 2
+    with pytest.warns(RuntimeWarning) as warned:
+        assert sweep.run(planned, tmp_path, least).done == 4
+    (message,) = [str(one.message) for one in warned]
+    assert "2 pictures (0001-seed=0-hat.scale=3e38, 0003-seed=1-hat.scale=3e38) contain NaN or infinite" in message
+    assert [(row["finite"], row["file"] is None) for row in records(tmp_path)] == [(True, False), (False, True)] * 2
+    assert len(list((tmp_path / "pictures").iterdir())) == 2
 
 
 def test_webp_is_lossless(plan, done, least, least_folder, tmp_path):
@@ -248,6 +251,8 @@ def test_the_shell(shell, tmp_path, least, monkeypatch):
     said = shell("status", "sega-jax-out/cats")
     assert said.output == "3 of 3 pictures, 2 of 2 batches\n"
     assert "0 s left for one worker" in shell("cats.toml", "--rows", 2, "--dry-run").output
+    (tmp_path / "sega-jax-out" / "cats" / "pictures" / "0001-seed=1.png").unlink()
+    assert "Made 1 picture in" in shell("cats.toml", "--rows", 2).output
     for options in (["--dry-run"], []):
         refused = shell("cats.toml", "--rows", 3, *options)
         assert refused.exit_code == 1

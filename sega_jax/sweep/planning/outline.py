@@ -11,6 +11,7 @@ from sega_jax.pipelines.execution.devices import Devices
 from sega_jax.pipelines.load_options import pick_attention, pick_dtype
 from sega_jax.pipelines.messages import muted
 from sega_jax.pipelines.pipeline import Pipeline
+from sega_jax.pipelines.progress import counted
 from sega_jax.sweep.description.facts import Facts, described, pictures_of
 from sega_jax.sweep.description.fields import call_settings
 from sega_jax.sweep.description.points import Point
@@ -91,7 +92,7 @@ def check(plan: Plan) -> None:
     free = {name for name, one in arguments.items() if one.varies == "row" and isinstance(one.kind, Real)}
     free |= {"prompt", "negative_prompt", "seed"}
     seen: set[Any] = set()
-    for point, _ in plan.pictures():
+    for point, _ in counted(plan.pictures(), "checking", plan.counts.pictures):
         outlined = dict(point.outline)
         key = (
             point.scheduler,

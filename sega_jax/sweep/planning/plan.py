@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from sega_jax.method.checks import brief, check_int
 from sega_jax.pipelines.adapter_options import Pairs
 from sega_jax.pipelines.messages import warn
+from sega_jax.pipelines.progress import counted
 from sega_jax.sweep.description.facts import Facts
 from sega_jax.sweep.description.fields import call_settings
 from sega_jax.sweep.description.points import Point, name, point
@@ -292,7 +293,7 @@ def plan(sweep: Sweep, facts: Facts, rows: int = 8, *, share: bool = True, earli
     groups, seen, late = defaultdict(list), set(), 0
     lengths = Lengths(facts)
     arguments = call_settings(facts.family.call)
-    for i, settings in enumerate(sweep):
+    for i, settings in enumerate(counted(sweep, "planning")):
         complete = point(settings, sweep, facts)
         picture = name(complete, facts)
         if picture in seen:

@@ -12,9 +12,10 @@ import jax
 from sega_jax.method.checks import check_int
 from sega_jax.pipelines.adapter_options import Pairs
 from sega_jax.pipelines.adapters import with_adapters
-from sega_jax.pipelines.messages import collected, warn
+from sega_jax.pipelines.messages import collected, ignored, warn
 from sega_jax.pipelines.pipeline import Pipeline
 from sega_jax.pipelines.progress import bar
+from sega_jax.pipelines.run import PictureWarning
 from sega_jax.sweep.description.facts import pictures_of
 from sega_jax.sweep.description.fields import adapter_kinds
 from sega_jax.sweep.description.points import Point, name
@@ -80,6 +81,7 @@ def run(
     worker: tuple[int, int] | None = None,
     patience: float = PATIENCE,
     progress: bool | None = None,
+    on_recorded: Callable[[int], Any] | None = None,
 ) -> Status:
     """Makes a plan's missing pictures in a folder. `sega_jax.sweep.running.folder` describes the files in the folder.
 
@@ -102,6 +104,8 @@ def run(
         patience: how long, in seconds, a worker may go without renewing its lease before it is considered dead. All
             workers must use the same value.
         progress: whether to show a progress bar; None shows it in terminals and notebooks.
+        on_recorded: a function that is called with the number of pictures that this worker has just made and recorded;
+            for a cascade, only those of the last stage. It may be called from another thread.
 
     Returns:
         The progress of the plan; for a cascade, of its last stage.
@@ -143,7 +147,8 @@ def run(
             stage_folder.begin(stage)
         earlier = None if stage.earlier is None else where.of(stage.earlier, plan)
         with Leases(stage_folder.store, number, workers, patience) as leases:
-            _run_stage(stage, stage_folder, leases, workers, partial(_Run, earlier=earlier), loader, progress)
+            begin = partial(_Run, earlier=earlier, on_recorded=on_recorded if stage is plan else None)
+            _run_stage(stage, stage_folder, leases, workers, begin, loader, progress)
     return of_plan(plan, where)
 
 
@@ -181,10 +186,11 @@ def _run_stage(
         return {share for share, batches in enumerate(shares) if not missing.isdisjoint(batches)}
 
     with ExitStack() as stack:
-        running = None
+        running: _Run | None = None
         for share in leases.shares(unfinished):
             if running is None:
                 running = begin(plan, where, stack.enter_context(loader.loaded(plan.facts)))
+                stack.callback(running.warn_of_pictures)
             running.run_batches(shares[share], leases.holds, progress)
 
 
@@ -201,8 +207,16 @@ def _worker(worker: Any) -> tuple[int, int]:
 class _Run:
     """Runs the batches of one stage's plan with its loaded pipeline."""
 
-    def __init__(self, plan: Plan, folder: Folder, pipe: Pipeline, earlier: Folder | None = None):
+    def __init__(
+        self,
+        plan: Plan,
+        folder: Folder,
+        pipe: Pipeline,
+        earlier: Folder | None = None,
+        on_recorded: Callable[[int], Any] | None = None,
+    ):
         self.plan, self.folder, self.pipe = plan, folder, pipe
+        self._on_recorded = on_recorded or (lambda count: None)
         self.earlier = stages.EarlierPictures(earlier, plan.earlier, pictures_of(plan.facts.declaration))
         self.shared = SharedRun(pipe, plan.depth)
         self._plain = pipe.models, pipe.tokenizer
@@ -210,6 +224,30 @@ class _Run:
         # The reduced number of rows for programs whose planned rows did not fit into memory.
         self.rows_that_fit: dict[Program, int] = {}
         self._concepts = cache(plan.concepts)
+        # The names of the pictures that this run has made and that are not shown.
+        self._broken: set[str] = set()
+        self._flagged: set[str] = set()
+
+    def warn_of_pictures(self) -> None:
+        """Warns about all pictures that are not finite or that the safety checker flagged."""
+        if self._broken:
+            warn(
+                f"{self._listed(self._broken)} contain NaN or infinite values and are not shown; try smaller scales, or"
+                " dtype float32 or bfloat16",
+                PictureWarning,
+            )
+        if self._flagged:
+            warn(
+                f"the safety checker flagged {self._listed(self._flagged)}, which are not shown; try another prompt or"
+                " seed",
+                PictureWarning,
+            )
+
+    def _listed(self, names: set[str]) -> str:
+        """Lists the first five of some pictures by the names of their files."""
+        shown = [Path(self.plan.files[name]).stem for name in names]
+        more = f" and {len(shown) - 5} more" if len(shown) > 5 else ""
+        return f"{len(shown)} picture{'s' if len(shown) > 1 else ''} ({', '.join(sorted(shown)[:5])}{more})"
 
     def run_batches(self, batches: Sequence[int], holds: Callable[[], bool], progress: bool | None) -> None:
         """Makes the unfinished batches among `batches`, as long as this worker holds their lease."""
@@ -219,6 +257,11 @@ class _Run:
         recorded = {i: len(self.folder.recorded(self.plan, i, parts).rows) for i in missing}
         done = sum(pictures.values()) - sum(pictures[i] - recorded[i] for i in missing)
         present = {f"{PICTURES}/{name}" for name in self.folder.store.names(PICTURES)}
+
+        def on_recorded(count: int) -> None:
+            progress_bar.update(count)
+            self._on_recorded(count)
+
         # Pictures are written as soon as they are made, and one batch is finished while the next is made. Leaving this
         # block, even through Ctrl-C, waits for both.
         with (
@@ -244,7 +287,7 @@ class _Run:
                     present=present,
                     pool=pool,
                     holds=holds,
-                    on_recorded=progress_bar.update,
+                    on_recorded=on_recorded,
                 )
                 self._batch(self.plan.batches[i], writer)
                 before, finishing = finishing, finisher.submit(writer.finish)
@@ -337,7 +380,12 @@ class _Run:
 
         def on_picture(i, image, finite, flagged):
             if i < len(numbers):
-                writer.add(numbers[i], image, finite and self.earlier.finite(points[i]), flagged, rows)
+                finite = finite and self.earlier.finite(points[i])
+                if not finite:
+                    self._broken.add(batch.names[numbers[i]])
+                elif flagged:
+                    self._flagged.add(batch.names[numbers[i]])
+                writer.add(numbers[i], image, finite, flagged, rows)
 
         scheduler = self.plan.facts.scheduler_of(batch.scheduler)
         if scheduler is not None:
@@ -345,7 +393,8 @@ class _Run:
         shared, calls = dict(points[0].shared), [point.call for point in points]
         own = {name: [call[name] for call in calls] for name in calls[0] if name not in shared}
         edits = [list(point.edits.values()) for point in points]
-        with collected():
+        # `warn_of_pictures` names the pictures of all batches, instead of the rows of each batch.
+        with collected(), ignored(PictureWarning):
             own, output = self.earlier.given(own), "float" if self.plan.format == "npy" else "uint8"
             prepared = self.pipe.prepare(**own, **shared, edits=edits, output=output, progress=False)
             self.shared.make(prepared, schedule, self._concepts(batch.program), on_picture)
