@@ -112,11 +112,12 @@ def run(file: Path, out: str | None, rows: int | None, share: bool, worker: str 
         began = time.perf_counter()
         made: list[int] = []
         try:
-            plan = _keep(plan, folder, make_plan)
-            before = sweeps.status(folder)
-            if before.done:
-                echo(f"{before.done} of {before.pictures} pictures are already in {folder}")
-            sweeps.run(plan, folder, worker=worker_of, on_recorded=made.append)
+            with sweeps.Folder(folder).started(alone=worker_of in (None, (1, 1)) and jax.process_count() == 1):
+                plan = _keep(plan, folder, make_plan)
+                before = sweeps.status(folder)
+                if before.done:
+                    echo(f"{before.done} of {before.pictures} pictures are already in {folder}")
+                sweeps.run(plan, folder, worker=worker_of, on_recorded=made.append)
         except KeyboardInterrupt:
             echo(
                 f"Interrupted; the same command continues the sweep, and sega-jax sweep status {folder} shows progress"

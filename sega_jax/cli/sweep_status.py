@@ -16,7 +16,8 @@ from sega_jax.sweep.running.status import file_problems, seconds_by_stage
 @click.option("--verify", is_flag=True, help="Read every file and compare it with its record.")
 @json_option(
     "pictures, done, batches, batches_done, evaluations_left, seconds_left (null until a batch is timed), stages (the"
-    " same for each stage of a cascade, by its name) and problems (file and problem of each file)"
+    " same for each stage of a cascade, by its name), without_files (the numbers of finished pictures that are not_finite"
+    " or flagged) and problems (file and problem of each file)"
 )
 def status(folder: str, verify: bool, as_json: bool) -> None:
     """Prints a sweep's progress, and lists its damaged, missing and unknown files.
@@ -28,6 +29,10 @@ def status(folder: str, verify: bool, as_json: bool) -> None:
         for stage, one in (stages or {"": total}).items():
             label = f"{stage}: " if stage else ""
             echo(f"{label}{one.done} of {one.pictures} pictures, {one.batches_done} of {one.batches} batches")
+        without = sweeps.without_files(folder)
+        for reason, count in without.items():
+            if count:
+                echo(f"{count} of them {'is' if count == 1 else 'are'} {reason}, without a file")
         if total.done < total.pictures and (left := time_left(folder)):
             echo(left)
         problems = file_problems(folder, verify=verify)
@@ -41,6 +46,7 @@ def status(folder: str, verify: bool, as_json: bool) -> None:
             seconds = seconds_by_stage(folder)
             document = _progress(total, sweeps.seconds_left(folder))
             document["stages"] = {name: _progress(one, seconds[name]) for name, one in stages.items()}
+            document["without_files"] = {reason.replace(" ", "_"): count for reason, count in without.items()}
             document["problems"] = [{"file": one.file, "problem": one.words} for one in problems]
             write_json(document)
 

@@ -28,3 +28,4 @@ from sega_jax.sweep.running.status import problems as problems
 from sega_jax.sweep.running.status import seconds_left as seconds_left
 from sega_jax.sweep.running.status import stages as stages
 from sega_jax.sweep.running.status import status as status
+from sega_jax.sweep.running.status import without_files as without_files

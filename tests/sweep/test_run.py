@@ -2,6 +2,7 @@
 unchanged."""
 
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,7 +12,7 @@ from click.testing import CliRunner
 from PIL import Image
 from support.sweeping import records, same
 
-from sega_jax import Edit, sweep
+from sega_jax import CheckpointError, Edit, sweep
 from sega_jax.cli.main import main
 from sega_jax.pipelines import loading, stored_settings
 from sega_jax.sweep.running.folder import Folder
@@ -193,9 +194,12 @@ def test_pictures_with_nan_have_no_file(least, least_folder, tmp_path):
     with pytest.warns(RuntimeWarning) as warned:
         assert sweep.run(planned, tmp_path, least).done == 4
     (message,) = [str(one.message) for one in warned]
-    assert "2 pictures (0001-seed=0-hat.scale=3e38, 0003-seed=1-hat.scale=3e38) contain NaN or infinite" in message
+    assert "NaN or infinite values, which are not shown: 0001-seed=0-hat.scale=3e38, 0003-seed=1-hat.scale" in message
     assert [(row["finite"], row["file"] is None) for row in records(tmp_path)] == [(True, False), (False, True)] * 2
     assert len(list((tmp_path / "pictures").iterdir())) == 2
+    assert sweep.without_files(tmp_path) == {"not finite": 2, "flagged": 0}
+    status = CliRunner().invoke(main, ["sweep", "status", str(tmp_path)])
+    assert status.output == "4 of 4 pictures, 2 of 2 batches\n2 of them are not finite, without a file\n"
 
 
 def test_webp_is_lossless(plan, done, least, least_folder, tmp_path):
@@ -320,3 +324,44 @@ def test_a_sweep_that_cannot_start_leaves_no_folder(shell, tmp_path, monkeypatch
         patched.setattr(Store, "create", lambda *_: (_ for _ in ()).throw(OSError("the disk is full")))
         assert "the disk is full" in shell("cats.toml", "--out", "new/folder").output
     assert not (tmp_path / "new").exists()
+
+
+def test_a_sweep_whose_model_cannot_be_loaded_leaves_no_folder(shell, tmp_path, least_folder):
+    shutil.copytree(least_folder, tmp_path / "broken")
+    for path in (tmp_path / "broken").rglob("*.safetensors"):
+        path.write_bytes(b"")
+    (tmp_path / "cats.toml").write_text(f"[model]\nsource = {str(tmp_path / 'broken')!r}\n{TOML}")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "mine").touch()
+    for out in ("new/folder", "old"):
+        result = shell("cats.toml", "--out", out)
+        assert result.exit_code == 1
+        assert "is missing, truncated or not a safetensors file" in result.output
+    assert not (tmp_path / "new").exists()
+    assert [path.name for path in (tmp_path / "old").iterdir()] == ["mine"]
+    description = sweep.Sweep.read(tmp_path / "cats.toml")
+    plan = sweep.plan(description, sweep.Facts.of(description))
+    with pytest.raises(CheckpointError):
+        sweep.run(plan, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    sweep.keep(plan, tmp_path / "new")
+    with pytest.raises(CheckpointError):
+        sweep.run(plan, tmp_path / "new")
+    assert sweep.kept(tmp_path / "new") == plan
+    with pytest.raises(CheckpointError):
+        sweep.run(plan, tmp_path / "shared", worker=(1, 2))
+    assert sweep.kept(tmp_path / "shared") == plan
+
+
+def test_pictures_are_kept_after_an_error(plan, least, tmp_path, monkeypatch):
+    make, calls = SharedRun.make, iter(range(2))
+
+    def fails(*arguments):
+        if next(calls, None) is None:
+            raise OSError("no more")
+        return make(*arguments)
+
+    monkeypatch.setattr(SharedRun, "make", fails)
+    with pytest.raises(OSError, match="no more"):
+        sweep.run(plan, tmp_path / "new", least)
+    assert sweep.status(tmp_path / "new").done == 4

@@ -194,14 +194,15 @@ class Plan:
     @cached_property
     def counts(self) -> Counts:
         """The numbers of points, pictures, batches, programs and evaluations."""
+        pictures = sum(len(batch.points) for batch in self.batches)
         return Counts(
             points=len(self.sweep),
-            pictures=sum(len(batch.points) for batch in self.batches),
+            pictures=pictures,
             batches=len(self.batches),
             programs=len({batch.compiled for batch in self.batches}),
             evaluations=sum(map(self.evaluations, range(len(self.batches)))),
             alone=sum(len(batch.points) * (2 + batch.program.concepts) * batch.calls for batch in self.batches),
-            shared=sharing.evaluations(self.pictures()),
+            shared=sharing.evaluations(counted(self.pictures(), "counting", pictures)),
         )
 
     def to_json(self) -> str:

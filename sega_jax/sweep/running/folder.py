@@ -15,6 +15,8 @@ kept. Several workers may share the folder. Two workers may make the same pictur
 finished batch has one file of records.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +25,7 @@ from sega_jax.sweep.running import records
 from sega_jax.sweep.running.store import Store
 
 PICTURES, RECORDS, LEASES, METRICS = "pictures", "records", "leases", "metrics"
+_STAGES = "stages"
 
 
 class Problem(NamedTuple):
@@ -66,7 +69,7 @@ class Folder:
 
     def of(self, stage: Plan, plan: Plan) -> "Folder":
         """Returns the folder of one stage of this folder's plan; for the last stage, this folder."""
-        return self if stage is plan.chain[-1] else Folder(f"{self}/stages/{stage.facts.stage}")
+        return self if stage is plan.chain[-1] else Folder(f"{self}/{_STAGES}/{stage.facts.stage}")
 
     def begin(self, plan: Plan) -> None:
         """Writes the plan, unless the folder already contains it.
@@ -87,6 +90,38 @@ class Folder:
                         " sharing; choose a different folder, or use the original settings"
                     ) from None
         self.store.begin((PICTURES, RECORDS, LEASES))
+
+    @contextmanager
+    def started(self, *, alone: bool) -> Iterator[None]:
+        """Starts or continues a sweep in a `with` block.
+
+        If an error ends the block before a file is made, the plan and the folders that the block has made are removed
+        again. An interruption keeps them.
+
+        Args:
+            alone: whether this is the only worker. With several workers, and at addresses, the plan always stays.
+        """
+        if not (alone and self.store.local):
+            yield
+            return
+        with self.store.created():
+            is_new = not self.store.has("plan.json")
+            try:
+                yield
+            except Exception:
+                if is_new:
+                    self._remove_plan()
+                raise
+
+    def _remove_plan(self) -> None:
+        """Removes the plan, if the sweep has no other files."""
+        stages = [f"{_STAGES}/{name}/" for name in self.store.names(_STAGES)]
+        own = [f"{stage}{folder}" for stage in (*stages, "") for folder in (PICTURES, RECORDS, LEASES, METRICS)]
+        if any(map(self.store.names, own)):
+            return
+        for stage in (*stages, ""):
+            self.store.remove(f"{stage}plan.json")
+        self.store.remove_empty([*own, *stages, _STAGES])
 
     def plan(self) -> Plan:
         """Reads the folder's plan.

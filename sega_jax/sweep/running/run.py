@@ -27,6 +27,7 @@ from sega_jax.sweep.running import records, stages
 from sega_jax.sweep.running.damage import intact, remove_damaged
 from sega_jax.sweep.running.folder import PICTURES, RECORDS, Folder, part
 from sega_jax.sweep.running.leases import PATIENCE, Leases
+from sega_jax.sweep.running.not_shown import NotShown
 from sega_jax.sweep.running.prefixes import SharedRun
 from sega_jax.sweep.running.status import Status, of_plan
 from sega_jax.sweep.running.writer import BatchWriter
@@ -140,15 +141,16 @@ def run(
     if unfinished:
         check_files(plan)
         check(plan)
-    where.begin(plan)
-    for stage in unfinished:
-        stage_folder = where.of(stage, plan)
-        if stage is not plan:
-            stage_folder.begin(stage)
-        earlier = None if stage.earlier is None else where.of(stage.earlier, plan)
-        with Leases(stage_folder.store, number, workers, patience) as leases:
-            begin = partial(_Run, earlier=earlier, on_recorded=on_recorded if stage is plan else None)
-            _run_stage(stage, stage_folder, leases, workers, begin, loader, progress)
+    with where.started(alone=workers == 1):
+        where.begin(plan)
+        for stage in unfinished:
+            stage_folder = where.of(stage, plan)
+            if stage is not plan:
+                stage_folder.begin(stage)
+            earlier = None if stage.earlier is None else where.of(stage.earlier, plan)
+            with Leases(stage_folder.store, number, workers, patience) as leases:
+                begin = partial(_Run, earlier=earlier, on_recorded=on_recorded if stage is plan else None)
+                _run_stage(stage, stage_folder, leases, workers, begin, loader, progress)
     return of_plan(plan, where)
 
 
@@ -190,7 +192,7 @@ def _run_stage(
         for share in leases.shares(unfinished):
             if running is None:
                 running = begin(plan, where, stack.enter_context(loader.loaded(plan.facts)))
-                stack.callback(running.warn_of_pictures)
+                stack.callback(running.not_shown.warn)
             running.run_batches(shares[share], leases.holds, progress)
 
 
@@ -224,30 +226,7 @@ class _Run:
         # The reduced number of rows for programs whose planned rows did not fit into memory.
         self.rows_that_fit: dict[Program, int] = {}
         self._concepts = cache(plan.concepts)
-        # The names of the pictures that this run has made and that are not shown.
-        self._broken: set[str] = set()
-        self._flagged: set[str] = set()
-
-    def warn_of_pictures(self) -> None:
-        """Warns about all pictures that are not finite or that the safety checker flagged."""
-        if self._broken:
-            warn(
-                f"{self._listed(self._broken)} contain NaN or infinite values and are not shown; try smaller scales, or"
-                " dtype float32 or bfloat16",
-                PictureWarning,
-            )
-        if self._flagged:
-            warn(
-                f"the safety checker flagged {self._listed(self._flagged)}, which are not shown; try another prompt or"
-                " seed",
-                PictureWarning,
-            )
-
-    def _listed(self, names: set[str]) -> str:
-        """Lists the first five of some pictures by the names of their files."""
-        shown = [Path(self.plan.files[name]).stem for name in names]
-        more = f" and {len(shown) - 5} more" if len(shown) > 5 else ""
-        return f"{len(shown)} picture{'s' if len(shown) > 1 else ''} ({', '.join(sorted(shown)[:5])}{more})"
+        self.not_shown = NotShown(plan)
 
     def run_batches(self, batches: Sequence[int], holds: Callable[[], bool], progress: bool | None) -> None:
         """Makes the unfinished batches among `batches`, as long as this worker holds their lease."""
@@ -381,10 +360,7 @@ class _Run:
         def on_picture(i, image, finite, flagged):
             if i < len(numbers):
                 finite = finite and self.earlier.finite(points[i])
-                if not finite:
-                    self._broken.add(batch.names[numbers[i]])
-                elif flagged:
-                    self._flagged.add(batch.names[numbers[i]])
+                self.not_shown.add(batch.names[numbers[i]], finite, flagged)
                 writer.add(numbers[i], image, finite, flagged, rows)
 
         scheduler = self.plan.facts.scheduler_of(batch.scheduler)
@@ -393,7 +369,7 @@ class _Run:
         shared, calls = dict(points[0].shared), [point.call for point in points]
         own = {name: [call[name] for call in calls] for name in calls[0] if name not in shared}
         edits = [list(point.edits.values()) for point in points]
-        # `warn_of_pictures` names the pictures of all batches, instead of the rows of each batch.
+        # `NotShown` names the pictures of all batches, instead of the rows of each batch.
         with collected(), ignored(PictureWarning):
             own, output = self.earlier.given(own), "float" if self.plan.format == "npy" else "uint8"
             prepared = self.pipe.prepare(**own, **shared, edits=edits, output=output, progress=False)

@@ -85,6 +85,32 @@ def of_plan(plan: Plan, folder: Folder) -> Status:
     return Status(total, total - left, len(plan.batches), len(plan.batches) - len(missing), to_do)
 
 
+def without_files(folder: str | Path) -> dict[str, int]:
+    """Counts the finished pictures that have no file, by the reason; for a cascade, those of its last stage.
+
+    Args:
+        folder: the folder's path, or an address that fsspec supports.
+
+    Returns:
+        {"not finite": the number of pictures with NaN or infinite values, "flagged": the number of pictures that the
+        safety checker flagged}.
+
+    Raises:
+        ValueError: the folder contains no sweep.
+
+    Example:
+        >>> from sega_jax import sweep
+        >>> sweep.without_files("sega-jax-out/glasses")  # made by the example of sweep.run
+        {'not finite': 0, 'flagged': 0}
+    """
+    where = Folder(folder)
+    plan = where.plan()
+    parts = where.store.names(RECORDS)
+    recorded = (where.recorded(plan, number, parts).rows.values() for number in range(len(plan.batches)))
+    finite = [row["finite"] for rows in recorded for row in rows if row["file"] is None]
+    return {"not finite": finite.count(False), "flagged": finite.count(True)}
+
+
 def problems(folder: str | Path, *, verify: bool = False) -> list[str]:
     """Returns a sentence about each damaged, missing or unknown file of a sweep. `run` makes damaged and missing files
     again; unknown files are ignored.

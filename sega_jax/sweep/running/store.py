@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import uuid
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from functools import cache, partial
 from pathlib import Path
@@ -103,6 +104,12 @@ class Store:
         """Removes a file if it exists."""
         with contextlib.suppress(FileNotFoundError):
             self._files.rm_file(self._path(name))
+
+    def remove_empty(self, folders: Iterable[str]) -> None:
+        """Removes those of some local folders that are empty, in the given order."""
+        for folder in folders:
+            with contextlib.suppress(OSError):
+                os.rmdir(self._path(folder))
 
     def names(self, folder: str) -> set[str]:
         """Returns the names of a folder's entries. Names of unfinished files start with a dot."""
