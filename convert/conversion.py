@@ -63,7 +63,8 @@ def convert(
             run) are read. A DeepFloyd-IF stage becomes a diffusers pipeline without a safety checker or text encoder,
             because its folder contains neither.
         dest: a new or empty folder. It appears only when it is complete. Until then, its files are in a hidden folder
-            next to `dest`. If a conversion is killed, the next one removes the hidden folder.
+            next to `dest`. If a conversion is killed, the next one into the same parent folder removes the hidden
+            folder.
         dtype: float32, float16 or bfloat16; None keeps the dtype of every weight.
         to: "orbax" or "diffusers".
         variant: the variant of the weight files to read, such as "fp16". The result has no variant.
