@@ -16,8 +16,8 @@ from sega_jax.sweep.running.status import file_problems, seconds_by_stage
 @click.option("--verify", is_flag=True, help="Read every file and compare it with its record.")
 @json_option(
     "pictures, done, batches, batches_done, evaluations_left, seconds_left (null until a batch is timed), stages (the"
-    " same for each stage of a cascade, by its name), without_files (the numbers of finished pictures that are not_finite"
-    " or flagged) and problems (file and problem of each file)"
+    " same for each stage of a cascade, by its name), without_files (how many finished pictures are not_finite or"
+    " flagged) and problems (file and problem of each file)"
 )
 def status(folder: str, verify: bool, as_json: bool) -> None:
     """Prints a sweep's progress, and lists its damaged, missing and unknown files.
