@@ -7,6 +7,7 @@ import click
 from convert.conversion import DTYPES, FORMS, convert
 from convert.paella import convert_paella, is_published
 from convert.single import convert_single
+from sega_jax.method.naming import assignment
 from sega_jax.pipelines.help_pages import WIDTH, Command
 from sega_jax.pipelines.load_options import PREDICTIONS
 from sega_jax.pipelines.progress import plainly
@@ -85,7 +86,9 @@ def main(source: str, dest: str, to: str | None, variant: str | None, **options:
                 )
         options = {name: value for name, value in options.items() if _SOURCE_KINDS.get(name, kind) == kind}
         if variant and kind:
-            raise ValueError(f"variant={variant!r} cannot be used, because {kind} have no variants; omit it")
+            raise ValueError(
+                f"{assignment('variant', variant)} cannot be used, because {kind} have no variants; omit it"
+            )
         if kind == SINGLE:
             folder = convert_single(source, dest, to=to or "diffusers", **options)
         elif kind == PAELLA:

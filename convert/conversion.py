@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from convert import deepfloyd
 from convert.flax_configs import of_torch_classes
 from sega_jax.method.checks import did_you_mean
+from sega_jax.method.naming import assignment
 from sega_jax.pipelines.load_options import whole_dtype
 from sega_jax.pipelines.loading import describe
 from sega_jax.pipelines.messages import warn
@@ -107,7 +108,7 @@ def check_options(to: str, dtype: DTypeLike | None) -> None:
         ValueError: the format or dtype is unknown.
     """
     if to not in FORMS:
-        raise ValueError(f"to={to!r} should be one of {', '.join(FORMS)}")
+        raise ValueError(f"{assignment('to', to)} should be one of {', '.join(FORMS)}")
     _dtype(dtype)
 
 
@@ -119,7 +120,7 @@ def destination(dest: str | Path, *sources: Path) -> Path:
         ValueError: `dest` is inside a source.
     """
     if not isinstance(dest, str | os.PathLike):
-        raise TypeError(f"dest={dest!r} should be the path of a folder")
+        raise TypeError(f"{assignment('dest', dest)} should be the path of a folder")
     dest = Path(os.path.expanduser(dest)).resolve()
     if any(dest.is_relative_to(source.resolve()) for source in sources):
         raise ValueError(f"{dest} is inside the source; choose a folder elsewhere")
@@ -181,7 +182,8 @@ def _describe(folder: Path, variant: str | None) -> tuple[dict[str, Source], dic
         return sources, files | {Path(path): as_json(content) for path, content in configs.items()}
     if variant is not None:
         raise CheckpointError(
-            f"{folder} is a DeepFloyd-IF stage in its original layout, which has no variants; omit variant={variant!r}"
+            f"{folder} is a DeepFloyd-IF stage in its original layout, which has no variants; omit"
+            f" {assignment('variant', variant)}"
         )
     stage = deepfloyd.describe(folder)
     opened = functools.partial(deepfloyd.OriginalTensors, folder, stage.unet)
@@ -205,7 +207,8 @@ def _dtype(dtype: DTypeLike | None) -> np.dtype | None:
     if parsed is None or parsed.name not in DTYPES:
         hint = did_you_mean(dtype, DTYPES, whole_dtype)
         raise ValueError(
-            f"dtype={dtype!r} should be one of {', '.join(DTYPES)}, or None to keep the dtype of every weight{hint}"
+            f"{assignment('dtype', dtype)} should be one of {', '.join(DTYPES)}, or None to keep the dtype of every"
+            f" weight{hint}"
         )
     return parsed
 

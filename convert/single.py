@@ -9,6 +9,7 @@ from typing import Any
 from jax.typing import DTypeLike
 
 from convert.conversion import Source, check_options, destination, tokenizer_files, write
+from sega_jax.method.naming import assignment
 from sega_jax.pipelines.load_options import PREDICTIONS
 from sega_jax.pipelines.loading import describe
 from sega_jax.pipelines.sources import find, names_file
@@ -66,7 +67,9 @@ def convert_single(
     """
     check_options(to, dtype)
     if prediction_type not in (None, *PREDICTIONS):
-        raise ValueError(f"prediction_type={prediction_type!r} should be one of {', '.join(PREDICTIONS)}, or None")
+        raise ValueError(
+            f"{assignment('prediction_type', prediction_type)} should be one of {', '.join(PREDICTIONS)}, or None"
+        )
     if not names_file(source):
         raise ValueError(f"{source} is not a single file ({', '.join(ENDINGS)}); use convert() for folders")
     checkpoint = find(source, None, config, prediction_type)

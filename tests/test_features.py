@@ -558,7 +558,7 @@ INVALID = [
     ({"seed": 1, "key": jax.random.key(0)}, "seed and key were both given, but key replaces seed; give only one"),
     ({"seed": [1, 2]}, "seed has 2 entries, expected 1, one for each picture"),
     ({"strength": 0.5}, "strength=0.5 needs a picture to start from; give one as image, or leave out strength"),
-    ({"image": BLACK, "strength": 0.0}, "strength=0 leaves 0 of 2 steps to run; use a strength of at least 0.5"),
+    ({"image": BLACK, "strength": 0.0}, "strength=0.0 leaves 0 of 2 steps to run; use a strength of at least 0.5"),
     ({"renoise_steps": 3}, "renoise_steps=3 should be from 0 to 2"),
     ({"record_noise": True}, "record_noise=True needs a record; give record=True as well"),
     ({"image": "x" * 300}, "image='x+... does not exist or is not a file"),

@@ -9,6 +9,7 @@ import click
 
 from sega_jax.cli.options import bracketed, command_words, default_of, option, parsed, shell_arguments
 from sega_jax.method.arguments import arguments
+from sega_jax.method.naming import of_stage
 from sega_jax.pipelines import sources
 from sega_jax.pipelines.cascade import FIRST, SHARED, load_cascade
 from sega_jax.pipelines.components import checked_scheduler
@@ -99,7 +100,8 @@ def check(given: Mapping[str, Any]) -> None:
         values = _of_stage(given, stage)
         parsed(system.call, {name: values[name] for name in values if name in stage_arguments(system)}, f"{stage}-")
         if "scheduler" in values:
-            checked_scheduler(values["scheduler"])
+            with of_stage(stage):
+                checked_scheduler(values["scheduler"])
         listed = [f"--{stage}-{name.replace('_', '-')}" for name in values]
         listed += [f"--edited {stage}"] * (stage in given.get("edited", ()))
         if listed and stage not in given:
@@ -168,7 +170,8 @@ def located(given: Mapping[str, Any]) -> dict[str, Any]:
     located = dict(given)
     for stage in later_stages():
         if stage in given:
-            source = sources.find(given[stage], given.get(f"{stage}_revision"))
+            with of_stage(stage):
+                source = sources.find(given[stage], given.get(f"{stage}_revision"))
             place, revision = sources.place(source)
             located |= {stage: place} | ({} if revision is None else {f"{stage}_revision": revision})
         if f"{stage}_scheduler" in given:

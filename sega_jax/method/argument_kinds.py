@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from sega_jax.method.checks import brief, check_bool, check_choice, check_float, check_int, is_sequence
+from sega_jax.method.checks import check_bool, check_choice, check_float, check_int, is_sequence
+from sega_jax.method.naming import assignment
 
 _HUGE = 2**20
 
@@ -159,7 +160,7 @@ class Integer(Kind):
         try:
             number = int(text)
         except ValueError:
-            raise ValueError(f"{name}={text!r} should be a whole number") from None
+            raise ValueError(f"{assignment(name, text)} should be {self.noun}") from None
         return self.check(name, number)
 
 
@@ -201,7 +202,7 @@ class Real(Kind):
         try:
             number = float(text)
         except ValueError:
-            raise ValueError(f"{name}={text!r} should be a number") from None
+            raise ValueError(f"{assignment(name, text)} should be {self.noun}") from None
         return self.check(name, number)
 
 
@@ -261,7 +262,7 @@ class Words(Kind):
 
     def check(self, name: str, value: Any) -> str:
         if not isinstance(value, str):
-            raise TypeError(f"{name}={brief(value)} should be a string")
+            raise TypeError(f"{assignment(name, value)} should be a string")
         return value
 
 
@@ -291,7 +292,7 @@ class Pair(Kind):
         if self.alone and not isinstance(pair, list | tuple):
             pair = (pair, pair)
         if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise (TypeError if not self.alone else ValueError)(f"{name}={brief(value)} should be {self.noun}")
+            raise (TypeError if not self.alone else ValueError)(f"{assignment(name, value)} should be {self.noun}")
         first, second = (self.of.check(name, number) for number in pair)
         return first, second
 
@@ -302,7 +303,8 @@ class Pair(Kind):
     def parse(self, name: str, text: str) -> tuple[Any, Any]:
         parts = text.split(",")
         if len(parts) not in ((1, 2) if self.alone else (2,)):
-            raise ValueError(f"{name}={text!r} should be {self.noun}, such as 1.2,0.2")
+            example = "64,32" if isinstance(self.of, Integer) else "1.2,0.2"
+            raise ValueError(f"{assignment(name, text)} should be {self.noun}, such as {example}")
         return self.check(name, tuple(self.of.parse(name, part) for part in parts * (3 - len(parts))))
 
     def show(self, value: Any) -> str:

@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from sega_jax.method.naming import assignment
+from sega_jax.method.naming import brief as brief
+
 LARGEST = float(np.finfo(np.float32).max)  # the compiled programs compute in float32
 
 
@@ -20,7 +23,7 @@ def check_text(name: str, text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{name}={brief(text)} is not valid Unicode; remove its surrogate characters") from None
+        raise ValueError(f"{assignment(name, text)} is not valid Unicode; remove its surrogate characters") from None
     return text
 
 
@@ -33,10 +36,10 @@ def check_int(name: str, value: Any, low: float = -math.inf, high: float = math.
     """
     limit = "" if low == -math.inf else f"at least {low}" if high == math.inf else f"from {low} to {high}"
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name}={brief(value)} should be a whole number{limit and f', {limit}'}")
+        raise TypeError(f"{assignment(name, value)} should be a whole number{limit and f', {limit}'}")
     number = int(value)
     if not low <= number <= high:
-        raise ValueError(f"{name}={brief(number)} should be {limit}")
+        raise ValueError(f"{assignment(name, number)} should be {limit}")
     return number
 
 
@@ -51,13 +54,13 @@ def check_float(name: str, value: Any, low: float = -math.inf, high: float = mat
     if low != -math.inf:
         limit = f"a number of at least {low}" if high == math.inf else f"a number in [{low}, {high}]"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}={brief(value)} should be {limit}")
+        raise TypeError(f"{assignment(name, value)} should be {limit}")
     # Python compares integers of any size exactly, whereas comparing with a float16 would round the bound to float16.
     number: Any = value.item() if isinstance(value, np.generic) else value
     if not low <= number <= high or abs(number) == math.inf:
-        raise ValueError(f"{name}={brief(value)} should be {limit}")
+        raise ValueError(f"{assignment(name, value)} should be {limit}")
     if abs(number) > LARGEST:
-        raise ValueError(f"{name}={brief(value)} is beyond the range of float32; use numbers up to {LARGEST:.2g}")
+        raise ValueError(f"{assignment(name, value)} is beyond the range of float32; use numbers up to {LARGEST:.2g}")
     return float(number)
 
 
@@ -68,7 +71,7 @@ def check_bool(name: str, value: Any) -> bool:
         TypeError: `value` is not a bool.
     """
     if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name}={brief(value)} should be True or False")
+        raise TypeError(f"{assignment(name, value)} should be True or False")
     return bool(value)
 
 
@@ -84,7 +87,7 @@ def check_choice(name: str, value: Any, known: Sequence[Any], also: str = "") ->
     if not isinstance(value, str) or value not in known:
         names = [str(name) for name in known]
         hint = did_you_mean(value, names)
-        raise ValueError(f"{name}={brief(value)} should be one of {', '.join(names)}{also}{hint}")
+        raise ValueError(f"{assignment(name, value)} should be one of {', '.join(names)}{also}{hint}")
     return value
 
 
@@ -112,12 +115,3 @@ def did_you_mean(name: Any, known: Iterable[str], plain: Callable[[str], str] = 
 def is_sequence(value: Any) -> bool:
     """Returns whether a value is a sequence of entries. Strings and bytes are treated as single values."""
     return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | memoryview)
-
-
-def brief(value: Any) -> str:
-    """Returns the value's repr, shortened to at most 80 characters."""
-    try:
-        text = repr(value)
-    except ValueError:  # Python cannot print integers with more than 4300 digits
-        text = f"<{type(value).__name__}>"
-    return text if len(text) <= 80 else f"{text[:77]}..."

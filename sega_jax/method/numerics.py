@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from sega_jax.method.checks import brief
+from sega_jax.method.naming import assignment
 
 # The exponent bits of each floating-point type; if all are set, the value is infinite or NaN.
 _EXPONENTS = {
@@ -56,7 +56,7 @@ def floating(name: str, value: Any, axes: str) -> np.ndarray:
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     if not is_floating(array.dtype):
-        raise TypeError(f"{name}={brief(value)} should be a floating-point array {axes}")
+        raise TypeError(f"{assignment(name, value)} should be a floating-point array {axes}")
     if not is_finite(array):
         raise ValueError(f"{name} {'have' if name.endswith('s') else 'has'} NaN or infinite entries")
     return array

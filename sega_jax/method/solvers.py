@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from sega_jax.method.naming import assignment
+
 CHOICES = ("sample", "argmax", "nearest")
 
 Draw = Callable[[tuple[int, ...]], jax.Array]
@@ -158,7 +160,7 @@ def renoise(eta: Any = 0.0, *, choice: str = "sample", codebook: jax.Array | Non
     """
     del eta
     if choice not in CHOICES:
-        raise ValueError(f"choice={choice!r} should be one of {', '.join(CHOICES)}")
+        raise ValueError(f"{assignment('choice', choice)} should be one of {', '.join(CHOICES)}")
     if choice == "nearest" and codebook is None:
         raise ValueError("choice='nearest' needs the codebook [labels, channels] of the tokens")
 

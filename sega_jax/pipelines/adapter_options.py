@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from sega_jax.method.argument_kinds import Kind
-from sega_jax.method.checks import brief, check_float
+from sega_jax.method.checks import check_float
+from sega_jax.method.naming import assignment
 from sega_jax.text.files import CheckpointError, absolute_path
 from sega_jax.weights.lora_files import digest, pinned
 
@@ -80,9 +81,9 @@ class Loras(Files):
             value = {value: 1.0}
         pairs = list(value.items()) if isinstance(value, Mapping) else value
         if not isinstance(pairs, list | tuple) or not all(isinstance(one, list | tuple) for one in pairs):
-            raise TypeError(f"{name}={brief(value)} should be {self.noun}; {{}} adds none")
+            raise TypeError(f"{assignment(name, value)} should be {self.noun}; {{}} adds none")
         if not all(len(one) == 2 and _is_path(one[0]) for one in pairs):
-            raise TypeError(f"{name}={brief(value)} should be {self.noun}; {{}} adds none")
+            raise TypeError(f"{assignment(name, value)} should be {self.noun}; {{}} adds none")
         return tuple((os.fspath(path), check_float(f"{name}: the scale of {path}", scale)) for path, scale in pairs)
 
     def path(self, pair: tuple[Any, Any]) -> str:
@@ -113,13 +114,13 @@ class NewWords(Files):
             value = [(None, value)]
         pairs = list(value.items()) if isinstance(value, Mapping) else value
         if not isinstance(pairs, list | tuple) or not all(isinstance(one, list | tuple) for one in pairs):
-            raise TypeError(f"{name}={brief(value)} should be {self.noun}; {{}} adds none")
+            raise TypeError(f"{assignment(name, value)} should be {self.noun}; {{}} adds none")
         words = [one[0] for one in pairs]
         alone = len(pairs) == 1 and words == [None]
         if not all(len(one) == 2 and _is_path(one[1]) for one in pairs) or not (
             alone or all(isinstance(word, str) for word in words)
         ):
-            raise TypeError(f"{name}={brief(value)} should be {self.noun}; {{}} adds none")
+            raise TypeError(f"{assignment(name, value)} should be {self.noun}; {{}} adds none")
         return tuple((word, os.fspath(path)) for word, path in pairs)
 
     def path(self, pair: tuple[Any, Any]) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from sega_jax.method.arguments import arguments
 from sega_jax.method.checks import brief, check_int, check_text, is_sequence
 from sega_jax.method.guidance import Edit, Edits
+from sega_jax.method.naming import assignment
 from sega_jax.method.numerics import floating
 from sega_jax.pipelines.execution.active_concepts import ordered
 from sega_jax.pipelines.execution.chunks import CHUNK
@@ -270,12 +271,12 @@ def _check_clocks(rows: list[tuple[Edit, ...]], calls: int, call: Call) -> None:
         if edit.cooldown is not None and edit.cooldown <= edit.begins:
             message = f"the edit {name} ends at cooldown={edit.cooldown}, before it begins at warmup={edit.warmup}"
             if call.strict:
-                raise ValueError(f"{message}; give a cooldown above the warmup, or None")
+                raise ValueError(f"{message}; give a cooldown above the warmup, or leave it out")
             acts = "only its momentum acts" if call.semantics == "diffusers" else "it has no effect"
             warn(f"{message}: {acts}")
         elif edit.begins >= calls:
             counts = isinstance(call.steps, int) and call.steps != calls
-            counted = f" (steps={call.steps} gives {calls} calls)" if counts else ""
+            counted = f" ({assignment('steps', call.steps)} gives {calls} calls)" if counts else ""
             others = any(len(row) > 1 and any(edit is one for one in row) for row in rows)
             gate = ", and the other edits of the same picture get no momentum" if others else ""
             warn(

@@ -16,8 +16,9 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from sega_jax.method.checks import brief
-from sega_jax.method.guidance import Edit
+from sega_jax.method.naming import assignment, name_of, of_stage
 from sega_jax.pipelines import diffusers_names, loading, part_loading
+from sega_jax.pipelines.cascade_texts import are_words, cleaned, with_words, words_of
 from sega_jax.pipelines.components import checked_scheduler
 from sega_jax.pipelines.execution.devices import Devices
 from sega_jax.pipelines.load_options import check_checker, pick_attention, pick_dtype
@@ -112,7 +113,7 @@ class Cascade:
                     f"{name!r} is not a stage of this cascade, which has {', '.join(self.stages)}; give a stage's"
                     f" arguments under its name, such as {FIRST}={{'steps': 50}}"
                 )
-        if not _are_words(prompt) or not (negative_prompt is None or _are_words(negative_prompt)):
+        if not are_words(prompt) or not (negative_prompt is None or are_words(negative_prompt)):
             raise TypeError("prompt and negative_prompt should be strings, because stages may have different encoders")
         common = {
             "prompt": prompt,
@@ -142,7 +143,8 @@ class Cascade:
                 picture = np.zeros((*size, 3), np.uint8)
                 size = [sizes.enlarges * side for side in size]
                 call = {"height": size[0], "width": size[1]} | call | {"image": picture}
-            outline.prepare(**call)
+            with of_stage("" if name == FIRST else name):
+                outline.prepare(**call)
             if size is None:
                 size = [sizes.factor * s for s in outline.latent_shape(call.get("height"), call.get("width"))[:2]]
             fitted[name] = call
@@ -152,13 +154,13 @@ class Cascade:
         """Encodes the strings in the calls of all stages that share the first stage's text encoder."""
         text_type = self.stages[FIRST].outline.system.text.type
         shared = {name: call for name, call in calls.items() if self.stages[name].outline.system.text.type is text_type}
-        read = _clean if clean else str
-        words = list(dict.fromkeys(read(word) for call in shared.values() for word in _words(call)))
+        read = cleaned if clean else str
+        words = list(dict.fromkeys(read(word) for call in shared.values() for word in words_of(call)))
         new = [word for word in words if word not in self._known]
         encoded = dict(zip(new, self._encode(new), strict=True)) if new else {}
         gc.collect()
         self._known = {word: encoded[word] if word in encoded else self._known[word] for word in words}
-        return calls | {name: _replaced(call, lambda word: self._known[read(word)]) for name, call in shared.items()}
+        return calls | {name: with_words(call, lambda word: self._known[read(word)]) for name, call in shared.items()}
 
     def _run(self, calls: dict[str, dict[str, Any]], output: str) -> CascadeOutput:
         outputs: dict[str, Output] = {}
@@ -166,7 +168,7 @@ class Cascade:
         for name, stage in self.stages.items():
             pipe = stage.load()
             # These warnings were already emitted when the calls were checked.
-            with muted():
+            with muted(), of_stage("" if name == FIRST else name):
                 outputs[name] = pipe(**calls[name] | ({} if picture is None else {"image": picture}))
             warn_of_pictures(outputs[name].finite, outputs[name].flagged)
             del pipe
@@ -228,7 +230,9 @@ def load_cascade(
         >>> out = cascade("a castle", ["snow"], edited=["stage1", "stage2"])  # doctest: +SKIP
     """
     if upscaler is not None and stage2 is None:
-        raise ValueError("upscaler is given without stage2, whose pictures it enlarges; give both or neither")
+        raise ValueError(
+            f"{name_of('upscaler')} is given without {name_of('stage2')}, whose pictures it enlarges; give both"
+        )
     check_checker(safety_checker)
     where = devices if isinstance(devices, Devices) else Devices(devices)
     dtype = pick_dtype(dtype, where)
@@ -239,21 +243,29 @@ def load_cascade(
     adapters = {"lora": loras or {}, "textual_inversion": textual_inversions or {}}
     _check_names({"revisions": revisions, "schedulers": schedulers}, checkpoints)
     _check_names({f"{option}s": of for option, of in adapters.items()}, checkpoints)
-    schedulers = {name: checked_scheduler(scheduler) for name, scheduler in schedulers.items()}
+    schedulers = _by_stage(schedulers, lambda _, scheduler: checked_scheduler(scheduler))
     with collected():
         # First, all model_index.json files are fetched and checked, because fetching weights may take hours.
-        sources = {name: find(source, revisions.get(name)) for name, source in checkpoints.items()}
+        sources = _by_stage(checkpoints, lambda name, source: find(source, revisions.get(name)))
         _check_stages(sources, safety_checker)
         sources = {name: sources[name] for name in (FIRST, *sources[FIRST].system.stages) if name in sources}
         by_stage = {name: {option: of.get(name) for option, of in adapters.items()} for name in sources}
-        for name, source in sources.items():
-            check_adapters(source.system, by_stage[name], f"{name}'s {{}}".format)
+        _by_stage(sources, lambda name, source: check_adapters(source.system, by_stage[name]))
         options: dict[str, Any] = {"dtype": dtype, "variant": variant, "devices": where}
         stages = _stages(sources, options, attention, schedulers, by_stage, safety_checker, low_memory)
     if low_memory:
         folder, lora = sources[FIRST].folder, by_stage[FIRST]["lora"]
         return Cascade(lambda words: part_loading.load_text(folder, lora=lora, **options)(words), stages)
     return Cascade(stages[FIRST].outline.encode, stages)
+
+
+def _by_stage(values: Mapping[str, Any], function: Callable[[str, Any], Any]) -> dict[str, Any]:
+    """Applies a function to the name and the value of each stage. Error messages name the stage."""
+    results = {}
+    for name, value in values.items():
+        with of_stage(name):
+            results[name] = function(name, value)
+    return results
 
 
 def _check_names(options: Mapping[str, Mapping[str, Any]], stages: Mapping[str, Any]) -> None:
@@ -275,17 +287,19 @@ def _check_stages(sources: Mapping[str, Source], safety_checker: Any) -> None:
     first = sources[FIRST]
     if not first.system.stages:
         starts = " or ".join(system.title for system in starting_systems())
-        raise CheckpointError(f"{FIRST}={str(first.name)!r} is {first.system.title}, expected {starts}")
+        raise CheckpointError(f"{assignment(FIRST, str(first.name))} is {first.system.title}, expected {starts}")
     order = list(first.system.stages)
     for name in sources.keys() - {FIRST}:
         if name not in order:
-            raise CheckpointError(f"{name} is given, but it is not a stage after {first.system.title}; leave it out")
+            raise CheckpointError(f"{name_of(name)} is given, but {first.system.title} has no such stage; leave it out")
         if missing := [one for one in order[: order.index(name)] if one not in sources]:
-            raise CheckpointError(f"{name} is given without {missing[-1]}, whose pictures it enlarges; give both")
+            needed = name_of(missing[-1])
+            raise CheckpointError(f"{name_of(name)} is given without {needed}, whose pictures it enlarges; give both")
     for name, source in sources.items():
         expected = first.system if name == FIRST else first.system.stages[name]
         if source.system is not expected:
-            raise CheckpointError(f"{name}={str(source.name)!r} is {source.system.title}, expected {expected.title}")
+            given = assignment(name, str(source.name))
+            raise CheckpointError(f"{given} is {source.system.title}, expected {expected.title}")
     part_loading.check_reads(first)
     notices_by_name = [(one.name, one.system.checkpoint.notice(one.model_index)) for one in sources.values()]
     notices = [f"{name} {notice}" for name, notice in notices_by_name if notice]
@@ -310,10 +324,10 @@ def _stages(
         shares = name != FIRST and source.system.text.type is text
         has_own_checker = not shares and source.system.checkpoint.notice(source.model_index) is None and name != FIRST
         without = ["text_encoder", "tokenizer"] if shares else []
-        folders[name] = source.fetch(
-            options["variant"], without=[*without, *([] if has_own_checker and safety_checker is True else [CHECKER])]
-        )
-        part_loading.check_adapter_files(folders[name], not shares, **adapters[name])
+        without += [] if has_own_checker and safety_checker is True else [CHECKER]
+        with of_stage(name):
+            folders[name] = source.fetch(options["variant"], without=without)
+            part_loading.check_adapter_files(folders[name], not shares, **adapters[name])
     for name, folder in folders.items():
         shares = name != FIRST and sources[name].system.text.type is text
         keeps_text = not shares and not (name == FIRST and low_memory)
@@ -329,11 +343,12 @@ def _stages(
             safety_checker=safety_checker if not shares and name != FIRST else False,
             **adapters[name],
         )
-        if low_memory:
-            outline = _outline(folder, schedulers.get(name), options["dtype"], options["devices"], keeps_text)
-            stages[name] = Stage(outline, load)
-        else:
-            stages[name] = _loaded(load())
+        with of_stage(name):
+            if low_memory:
+                outline = _outline(folder, schedulers.get(name), options["dtype"], options["devices"], keeps_text)
+                stages[name] = Stage(outline, load)
+            else:
+                stages[name] = _loaded(load())
     texts = {
         stages[name].outline.models.unet.config.text_dim for name in stages if sources[name].system.text.type is text
     }
@@ -353,44 +368,6 @@ def _outline(folder: Path, scheduler: Any, dtype: np.dtype, devices: Devices, ke
     parts = loading.describe(folder, scheduler=scheduler, safety_checker=False, replaced=replaced)
     models = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), parts.models)
     return Pipeline(**parts._asdict() | {"models": models, "devices": devices, "safety": None})
-
-
-def _are_words(value: Any) -> bool:
-    return isinstance(value, str) or (
-        isinstance(value, list | tuple) and bool(value) and all(isinstance(v, str) for v in value)
-    )
-
-
-def _replaced(call: Mapping[str, Any], read: Callable[[str], Any]) -> dict[str, Any]:
-    """Applies `read` to all strings in a call's texts; a missing negative prompt counts as the empty text."""
-
-    def one(value: Any) -> Any:
-        if isinstance(value, str):
-            return read(value)
-        if isinstance(value, Edit) and isinstance(value.concept, str):
-            return dataclasses.replace(value, concept=read(value.concept))
-        return [one(entry) for entry in value] if isinstance(value, list | tuple) else value
-
-    negative = "" if call["negative_prompt"] is None else call["negative_prompt"]
-    changed = {"prompt": call["prompt"], "negative_prompt": negative, "edits": call["edits"]}
-    return {**call, **{name: one(value) for name, value in changed.items()}}
-
-
-def _words(call: Mapping[str, Any]) -> list[str]:
-    words: list[str] = []
-
-    def keep(word: str) -> str:
-        words.append(word)
-        return word
-
-    _replaced(call, keep)
-    return words
-
-
-def _clean(words: str) -> str:
-    from sega_jax.text import caption_cleaning  # requires the libraries of the extra "if"
-
-    return caption_cleaning.clean(words) if words else words
 
 
 def _without(images: Any, bad: np.ndarray, output: str) -> Any:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import jax
 
 from sega_jax.method.checks import did_you_mean
+from sega_jax.method.naming import assignment
 from sega_jax.method.schedules import FAMILIES, Scheduler, from_config, of_torch
 from sega_jax.method.schedules.families import TRAININGS, plain
 from sega_jax.text.files import read_json
@@ -36,7 +37,8 @@ def as_scheduler(value: Any, config: Mapping[str, Any] | None = None) -> Schedul
     if isinstance(value, str) and value in FAMILIES:
         if config is None:
             raise ValueError(
-                f"scheduler={value!r} is only a class name, and there is no previous config with betas; give a config"
+                f"{assignment('scheduler', value)} is only a class name, and there is no previous config with betas;"
+                " give a config"
             )
         # Options left at the old class's defaults are dropped, so that the new class's defaults apply.
         config = of_torch(config)
@@ -53,8 +55,8 @@ def as_scheduler(value: Any, config: Mapping[str, Any] | None = None) -> Schedul
         if not str(value) or not folder.exists():
             hint = did_you_mean(value, FAMILIES, plain)
             raise ValueError(
-                f"scheduler={str(value)!r} is neither a folder nor a scheduler class{hint or '.'} The classes are"
-                f" {', '.join(FAMILIES)}"
+                f"{assignment('scheduler', str(value))} is neither a folder nor a scheduler class{hint or '.'} The"
+                f" classes are {', '.join(FAMILIES)}"
             )
         inner = folder / "scheduler"
         path = inner if inner.is_dir() else folder
@@ -62,7 +64,8 @@ def as_scheduler(value: Any, config: Mapping[str, Any] | None = None) -> Schedul
     if isinstance(config := getattr(value, "config", None), Mapping):
         return from_config({**config, "_class_name": type(value).__name__})
     raise TypeError(
-        f"scheduler={str(value)[:80]} should be a class name ({', '.join(FAMILIES)}), a config, or a folder with one"
+        f"{assignment('scheduler', value)} should be a class name ({', '.join(FAMILIES)}), a config, or a folder with"
+        " one"
     )
 
 

@@ -14,7 +14,8 @@ from jax.typing import DTypeLike
 
 from sega_jax.method.argument_kinds import Choice, Flag, Kind, Opaque, Words
 from sega_jax.method.arguments import argument, check_arguments
-from sega_jax.method.checks import brief, check_choice, did_you_mean
+from sega_jax.method.checks import check_choice, did_you_mean
+from sega_jax.method.naming import assignment, in_python
 from sega_jax.pipelines.adapter_options import Loras, NewWords
 from sega_jax.pipelines.components import checked_scheduler
 from sega_jax.pipelines.execution.devices import Devices
@@ -36,7 +37,7 @@ class Location(Kind):
 
     def check(self, name: str, value: Any) -> Any:
         if not isinstance(value, str | os.PathLike):
-            raise TypeError(f"{name}={brief(value)} should be the path of a folder, or owner/name on the hub")
+            raise TypeError(f"{assignment(name, value)} should be the path of a folder, or owner/name on the hub")
         return value
 
 
@@ -47,8 +48,24 @@ class Revision(Words):
 
     def check(self, name: str, value: Any) -> str:
         if not isinstance(value, str):
-            raise TypeError(f"{name}={value!r} should be the name of a branch or tag, or a commit hash")
+            raise TypeError(f"{assignment(name, value)} should be the name of a branch or tag, or a commit hash")
         return value
+
+    def parse(self, name: str, text: str) -> str:
+        return _name(name, text)
+
+
+class Variant(Words):
+    """The variant of weight files."""
+
+    def parse(self, name: str, text: str) -> str:
+        return _name(name, text)
+
+
+def _name(name: str, text: str) -> str:
+    if not text.strip():
+        raise ValueError(f"{assignment(name, text)} is empty; give a name, or leave the option out")
+    return text
 
 
 class OptionalChoice(Choice):
@@ -86,18 +103,21 @@ class DevicesChoice(Kind):
             numbers = [int(part) for part in text.removesuffix(",").split(",")]
         except ValueError:
             raise ValueError(
-                f"{name}={text!r} should be a number of devices, such as 2, or device numbers, such as 0,2"
+                f"{assignment(name, text)} should be a number of devices, such as 2, or device numbers, such as 0,2"
             ) from None
         if "," not in text:
             if not 1 <= numbers[0] <= len(known):
-                raise ValueError(f"{name}={text} should be from 1 to {len(known)}, the number of devices of this host")
+                raise ValueError(
+                    f"{assignment(name, text)} should be from 1 to {len(known)}, the number of devices of this host"
+                )
             return known[: numbers[0]]
         if not all(0 <= number < len(known) for number in numbers):
             raise ValueError(
-                f"{name}={text} should be device numbers from 0 to {len(known) - 1}; this host has {len(known)} devices"
+                f"{assignment(name, text)} should be device numbers from 0 to {len(known) - 1}; this host has"
+                f" {len(known)} devices"
             )
         if len(set(numbers)) < len(numbers):
-            raise ValueError(f"{name}={text} lists a device twice; list each device once")
+            raise ValueError(f"{assignment(name, text)} lists a device twice; list each device once")
         return [known[number] for number in numbers]
 
 
@@ -108,7 +128,9 @@ class TokenizerChoice(Kind):
 
     def check(self, name: str, value: Any) -> Any:
         if not (isinstance(value, str | os.PathLike | tuple) or callable(value)):
-            raise TypeError(f"tokenizer={value!r} should be another pipeline's tokenizer (pipe.tokenizer), or a folder")
+            raise TypeError(
+                f"{assignment(name, value)} should be another pipeline's tokenizer (pipe.tokenizer), or a folder"
+            )
         return value
 
 
@@ -123,7 +145,11 @@ class NetworkChoice(Kind):
 
     def check(self, name: str, value: Any) -> Any:
         if value == "":
-            raise ValueError(f"{name}='' should be {self.noun}")
+            raise ValueError(
+                f"{assignment(name, value)} should be a folder with config.json and weights, a weight file, or"
+                " owner/name"
+                " on the hub" + in_python(", or a network from another pipeline")
+            )
         return value
 
 
@@ -175,7 +201,7 @@ class LoadOptions:
     )
     variant: str | None = argument(
         None,
-        Words(),
+        Variant(),
         'the variant of the weight files to read, such as "fp16"; it does not change the dtype',
         sweep=True,
         shell=True,
@@ -334,11 +360,16 @@ def pick_dtype(dtype: DTypeLike | None, devices: Devices) -> np.dtype:
     if name not in DTYPES:
         hint = did_you_mean(dtype, DTYPES[:3], whole_dtype)
         raise ValueError(
-            f"dtype={dtype!r} should be one of {', '.join(DTYPES[:3])}, or None for the devices' default{hint}"
+            f"{assignment('dtype', dtype)} should be one of {', '.join(DTYPES[:3])}"
+            + in_python(", or None for the devices' default")
+            + hint
         )
     # mypy does not recognise this option, because JAX defines its options at run time.
     if name == "float64" and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
-        raise ValueError("dtype='float64' needs 64-bit JAX; call jax.config.update('jax_enable_x64', True) first")
+        raise ValueError(
+            f"{assignment('dtype', 'float64')} needs 64-bit JAX; set the environment variable JAX_ENABLE_X64=1"
+            + in_python(", or call jax.config.update('jax_enable_x64', True) first")
+        )
     return jnp.dtype(dtype)
 
 
@@ -369,13 +400,13 @@ def pick_attention(attention: str | None, dtype: np.dtype, devices: Devices) -> 
     cudnn_works = dtype.name in ("bfloat16", "float16") and all(map(_is_ampere, devices.devices))
     if attention == "cudnn" and not cudnn_works:
         raise ValueError(
-            "attention='cudnn' needs GPUs of compute capability 8.0 or higher and dtype bfloat16 or float16,"
-            f" got {devices.devices[0].device_kind} and {dtype.name}"
+            f"{assignment('attention', attention)} needs GPUs of compute capability 8.0 or higher and dtype bfloat16"
+            f" or float16, got {devices.devices[0].device_kind} and {dtype.name}"
         )
     pallas_works = dtype.name in ("bfloat16", "float32") and all(device.platform == "tpu" for device in devices.devices)
     if attention == "pallas" and not pallas_works:
         raise ValueError(
-            "attention='pallas' needs TPUs and dtype bfloat16 or float32,"
+            f"{assignment('attention', attention)} needs TPUs and dtype bfloat16 or float32,"
             f" got {devices.devices[0].device_kind} and {dtype.name}"
         )
     return attention or ("cudnn" if cudnn_works else "xla")

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from sega_jax.method import schedules
 from sega_jax.method.arguments import declared_by
-from sega_jax.method.checks import brief
+from sega_jax.method.naming import assignment, name_of
 from sega_jax.nn.safety import SafetyCheckerConfig, StableDiffusionSafetyChecker
 from sega_jax.pipelines.adapters import lora_changes, new_words
 from sega_jax.pipelines.components import as_module, as_scheduler, check_training
@@ -112,7 +112,7 @@ def resolve(options: LoadOptions) -> Resolved:
     if source.system.checkpoint.scheduler is None:
         for name in ("scheduler", "prediction_type"):
             if (value := getattr(options, name)) is not None:
-                raise ValueError(f"{name}={brief(value)}: {source.system.title} has its own schedule; leave it out")
+                raise ValueError(f"{assignment(name, value)}: {source.system.title} has its own schedule; leave it out")
     readers = [part for part in source.system.text.parts if part in source.parts]
     omits_readers = bool(readers) and all(part in replaced and replaced[part] is None for part in readers)
     needs_tokenizer = options.tokenizer is None and not omits_readers
@@ -121,8 +121,8 @@ def resolve(options: LoadOptions) -> Resolved:
     configs_of = [part for part, network in alone.items() if network.config is None]
     if missing := [part for part in configs_of if part not in source.parts or not source.has_config(part)]:
         raise CheckpointError(
-            f"{missing[0]}={str(replacements[missing[0]])!r} is a file without a config, and {source.name} has no"
-            f" {missing[0]} config; give a folder with config.json and the weights"
+            f"{assignment(missing[0], str(replacements[missing[0]]))} is a file without a config, and {source.name}"
+            f" has no {missing[0]} config; give a folder with config.json and the weights"
         )
     without = [part for part in without if part not in configs_of]
     folder = source.fetch(
@@ -149,7 +149,7 @@ def _replaced(
     alone: dict[str, NetworkSource] = {}
     for part, value in replacements.items():
         if part not in networks:
-            raise ValueError(f"{part} is given, but {system.title} has no such network; leave it out")
+            raise ValueError(f"{name_of(part)} is given, but {system.title} has no such network; leave it out")
         if isinstance(value, str | os.PathLike):
             originals = () if file is None else file.networks.get(part, ())
             alone[part] = find_network(part, value, networks[part], originals, variant)
@@ -240,7 +240,8 @@ def _safety(folder: Path) -> Safety | None:
         extractor = FeatureExtractor(folder / "feature_extractor", config.vision_config.image_size)
     except ValueError as error:
         raise CheckpointError(
-            f"{folder} has an unusable safety checker; give safety_checker=False to load without it: {error}"
+            f"{folder} has an unusable safety checker; give {assignment('safety_checker', False)} to load without it:"
+            f" {error}"
         ) from None
     return Safety(extractor, StableDiffusionSafetyChecker(config))
 
@@ -303,7 +304,7 @@ def _scheduler(
         declared["prediction_type"] = options.prediction_type
     if contradicted:
         contradictions = " and ".join(f"{name}={value!r}" for name, value in contradicted.items())
-        warn(f"{source} declares {contradictions}, but the arguments of load differ and take precedence")
+        warn(f"{source} declares {contradictions}, but the given options differ and take precedence")
     if not declared:
         return scheduler
     config = scheduler.config | declared

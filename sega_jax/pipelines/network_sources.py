@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sega_jax.method.naming import assignment
 from sega_jax.pipelines.weight_files import fetch_weights, find_weights, open_weights
 from sega_jax.systems.base import Network
 from sega_jax.text.files import CheckpointError, read_json
@@ -63,8 +64,8 @@ def find_network(
         return _in_folder(part, where, network, variant)
     if not where.is_file():
         raise FileNotFoundError(
-            f"{part}={str(source)!r} is neither a file nor a folder; give one that contains the network, or a name on"
-            " the hub"
+            f"{assignment(part, str(source))} is neither a file nor a folder; give one that contains the network, or a"
+            " name on the hub"
         )
     # If the weight file has another name, the config next to it may belong to a different network.
     has_config = where.name.startswith(network.stem) and (where.parent / _CONFIG).is_file()

@@ -10,10 +10,13 @@ from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
+from sega_jax.method.naming import Option, as_options
 from sega_jax.pipelines.compiling import compiling_shown
 
 _DIRECTIONS = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 T = TypeVar("T")
+# {argument of the library: the commands' parameter with the same meaning but another name}.
+_SAME = {"source": "model", "stage1": "model", "clean": "clean_captions", "fixed": "where"}
 _style: ContextVar[Any] = ContextVar("style", default=MappingProxyType({}))
 _in_command: ContextVar[bool] = ContextVar("in_command", default=False)
 
@@ -95,10 +98,13 @@ def _escaped(code: int) -> str:
 
 @contextmanager
 def plainly() -> Iterator[None]:
-    """Runs a command in a `with` block: shows warnings as single lines, and errors as messages without a traceback."""
+    """Runs a command in a `with` block: shows warnings as single lines, and errors as messages without a traceback.
+
+    Messages name arguments as the options of the click command that runs.
+    """
     import click  # only needed on the command line
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), as_options(_options(click.get_current_context(silent=True))):
         warnings.simplefilter("always")
         warnings.showwarning = lambda message, *_: click.echo(f"Warning: {printable(str(message))}", err=True)
         token = _in_command.set(True)
@@ -114,3 +120,14 @@ def plainly() -> Iterator[None]:
             os._exit(130)
         finally:
             _in_command.reset(token)
+
+
+def _options(context: Any) -> dict[str, Option]:
+    """Returns {argument: option} for the command in a click context."""
+    options = {}
+    for one in [] if context is None else context.command.get_params(context):
+        is_option = one.opts[0].startswith("-")
+        off = one.secondary_opts[0] if one.secondary_opts else ""
+        options[one.name] = Option(max(one.opts, key=len), off) if is_option else Option(one.name.upper())
+    same = {argument: options[name] for argument, name in _SAME.items() if name in options}
+    return same | options

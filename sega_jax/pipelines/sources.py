@@ -6,6 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from sega_jax.method.naming import assignment, name_of
 from sega_jax.pipelines.messages import warn
 from sega_jax.pipelines.recommended import FILE as RECOMMENDED
 from sega_jax.pipelines.weight_files import check_variant, fetch_weights, open_weights
@@ -108,16 +109,18 @@ class Source(NamedTuple):
             averaged = [part for part, ways in self.description.networks.items() if any(way.ema for way in ways)]
             if averaged and all(part in given for part in averaged):
                 raise ValueError(
-                    f"ema=True selects the moving average of the {' and '.join(averaged)} in {self.file}, but this"
-                    " network is replaced; leave out ema or the replacement"
+                    f"{assignment('ema', True)} selects the moving average of the {' and '.join(averaged)} in"
+                    f" {self.file}, but this network is replaced; leave out {name_of('ema')} or the replacement"
                 )
         if self.file is None:
             if ema:
-                raise ValueError(f"ema=True applies only to single files, but {self.name} is not one; leave it out")
+                raise ValueError(
+                    f"{assignment('ema', True)} applies only to single files, but {self.name} is not one; leave it out"
+                )
         elif variant is not None:
             raise ValueError(
-                f"variant={variant!r} applies only to folders and repositories, but {self.file} is a single file; leave"
-                " it out"
+                f"{assignment('variant', variant)} applies only to folders and repositories, but {self.file} is a"
+                " single file; leave it out"
             )
 
     def vocabulary(self) -> Path | None:
@@ -139,9 +142,9 @@ class Source(NamedTuple):
             except CheckpointError as error:
                 why = f"fetching it failed, because {error}"
         raise CheckpointError(
-            f"{self.file} does not contain CLIP's vocabulary: {why}. Give tokenizer= (--tokenizer in the shell), a"
+            f"{self.file} does not contain CLIP's vocabulary: {why}. As {name_of('tokenizer')}, give a"
             " folder with vocab.json and merges.txt, such as the tokenizer folder of any Stable Diffusion checkpoint in"
-            " diffusers layout. Or give config= (--config), the folder or name of such a checkpoint"
+            f" diffusers layout; or give the folder or name of such a checkpoint as {name_of('config')}"
         )
 
     def weights(self, part: str, module: Any, variant: str | None = None, *, ema: bool = False) -> Weights:
@@ -193,11 +196,13 @@ def find(
         TypeError, ValueError: An argument has the wrong type, or does not apply to this source.
     """
     if not isinstance(source, str | os.PathLike):
-        raise TypeError(f"source={source!r} should be the path of a folder, or owner/name on the hub")
+        raise TypeError(f"{assignment('source', source)} should be the path of a folder, or owner/name on the hub")
     if not (revision is None or isinstance(revision, str)):
-        raise TypeError(f"revision={revision!r} should be the name of a branch or tag, or a commit")
+        raise TypeError(f"{assignment('revision', revision)} should be the name of a branch or tag, or a commit")
     if not str(source):
-        raise FileNotFoundError("source='' is not a folder; give one in diffusers layout, or owner/name on the hub")
+        raise FileNotFoundError(
+            f"{assignment('source', '')} is not a folder; give one in diffusers layout, or owner/name on the hub"
+        )
     folder = Path(os.path.expanduser(source))
     is_local = os.path.exists(folder)
     address = None if is_local else hub.address(source)
@@ -222,7 +227,8 @@ def find(
     if single_file.is_weight_file(folder):
         if revision is not None:
             raise ValueError(
-                f"revision={revision!r} applies only to the hub, but {folder} is a local file; leave it out"
+                f"{assignment('revision', revision)} applies only to the hub, but {folder} is a local file; leave it"
+                " out"
             )
         if not folder.is_file():
             raise FileNotFoundError(
@@ -231,15 +237,17 @@ def find(
         return _find_file(folder, config, prediction_type, given)
     if config is not None:
         raise ValueError(
-            f"config={str(config)!r} applies only to single files ({', '.join(single_file.ENDINGS)}), but {source} is"
-            " not one; leave it out"
+            f"{assignment('config', str(config))} applies only to single files ({', '.join(single_file.ENDINGS)}), but"
+            f" {source} is not one; leave it out"
         )
     if revision is not None:
-        raise ValueError(f"revision={revision!r} applies only to the hub, but {folder} is a local folder; leave it out")
+        raise ValueError(
+            f"{assignment('revision', revision)} applies only to the hub, but {folder} is a local folder; leave it out"
+        )
     if not os.path.isdir(folder):
         raise FileNotFoundError(
             f"{folder} is not a folder; give one in diffusers layout (with model_index.json, unet, vae, text_encoder,"
-            " tokenizer and scheduler), or owner/name on the hub, with revision= for a branch or commit"
+            f" tokenizer and scheduler), or owner/name on the hub, or owner/name@revision for a branch or commit"
         )
     return Source(source, folder, recognise(folder, given))
 
@@ -258,7 +266,8 @@ def _revision(revision: str | None, address: hub.Address) -> str | None:
     """
     if revision is not None and address.revision not in (None, revision):
         raise ValueError(
-            f"revision={revision!r} is given, but the address names {address.revision!r}; give only one of them"
+            f"{assignment('revision', revision)} is given, but the address names {address.revision!r}; give only one"
+            " of them"
         )
     return revision or address.revision
 
@@ -293,7 +302,8 @@ def of_file(
     config_source = find(published, given=given)
     if config_source.system.checkpoint.single_file is not file:
         raise CheckpointError(
-            f"config={str(config)!r} is {config_source.system.title}, expected {file.name}, the family of {path}"
+            f"{assignment('config', str(config))} is {config_source.system.title}, expected {file.name}, the family of"
+            f" {path}"
         )
     return config_source._replace(name=path, commit=None, file=path, description=file, declared=declared)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sega_jax.method.checks import did_you_mean
+from sega_jax.method.naming import assignment, name_of
 from sega_jax.text.files import CheckpointError
 from sega_jax.weights import flax_msgpack, hub, orbax_reader, torch_pickle
 from sega_jax.weights.flax_msgpack import FlaxTensors
@@ -135,7 +136,7 @@ def fetch_weights(
     name = f"{part}/{stem}.safetensors".removeprefix("/")
     raise CheckpointError(
         f"{repository} has no {name}, nor these weights as .bin or .msgpack files or in sega-jax-convert's"
-        ' format; if it has variants, give one, such as variant="fp16"'
+        f" format; if it has variants, give one, such as {assignment('variant', 'fp16')}"
     )
 
 
@@ -157,7 +158,7 @@ def check_variant(name: str | Path, folders: Mapping[str, Path], stems: Mapping[
     if not any(choice is not None and choice.variant == variant for choice in chosen.values()):
         places = [(folder, stems[part]) for part, folder in folders.items()]
         known = {one for folder, stem in places for form in _FORMS for one in form.variants(folder, stem)}
-        remedy = f"it has weights for {in_words(sorted(known))}" if known else "leave it out"
+        remedy = f"it has weights for {in_words(sorted(known))}" if any(known) else f"leave out {name_of('variant')}"
         guess = did_you_mean(variant, filter(None, known))
         raise CheckpointError(f"{name} has no weights of the variant {variant!r}; {remedy}{guess}")
     plain = [part for part, choice in chosen.items() if choice is not None and choice.variant is None]

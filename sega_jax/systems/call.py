@@ -11,8 +11,9 @@ import numpy as np
 
 from sega_jax.method.argument_kinds import Choice, Flag, Integer, Kind, Opaque, Real, Words
 from sega_jax.method.arguments import Argument, argument, check_arguments, required
-from sega_jax.method.checks import brief, check_int, is_sequence
+from sega_jax.method.checks import check_int, is_sequence
 from sega_jax.method.guidance import SEMANTICS, SUPPORTS, Edit
+from sega_jax.method.naming import assignment
 from sega_jax.method.numerics import floating
 from sega_jax.method.schedules.spacing import NAMED
 from sega_jax.systems.conditioning import Text
@@ -35,18 +36,18 @@ class Prompts(Kind):
             return value
         if not isinstance(value, list | tuple) or not value:
             raise TypeError(
-                f"{name}={brief(value)} should be a string, text conditioning, or a non-empty list of these"
+                f"{assignment(name, value)} should be a string, text conditioning, or a non-empty list of these"
             )
         for one in value:
             if not isinstance(one, str | Text) and not hasattr(one, "ndim"):
                 raise TypeError(
-                    f"{name}={brief(value)} should be a string, text conditioning, or a non-empty list of these"
+                    f"{assignment(name, value)} should be a string, text conditioning, or a non-empty list of these"
                 )
         return value
 
     def check_one(self, name: str, value: Any) -> str:
         if not isinstance(value, str):
-            raise TypeError(f"{name}={brief(value)} should be a string")
+            raise TypeError(f"{assignment(name, value)} should be a string")
         return value
 
     def several(self, value: Any) -> bool:
@@ -82,19 +83,19 @@ class Seeds(Integer):
             bounds = _RANGE.fullmatch(part.strip())
             if bounds is None:
                 raise ValueError(
-                    f"{name}={brief(text)} should be a whole number such as 7, a range such as 1-8 or a list such"
+                    f"{assignment(name, text)} should be a whole number such as 7, a range such as 1-8 or a list such"
                     " as 1,4,9"
                 )
             first = self.check_one(name, int(bounds[1]))
             last = first if bounds[2] is None else self.check_one(name, int(bounds[2]))
             if last < first:
-                raise ValueError(f"{name}={brief(text)}: the range {first}-{last} is empty; write {last}-{first}")
+                raise ValueError(f"{assignment(name, text)}: the range {first}-{last} is empty; write {last}-{first}")
             if len(seeds) + last - first >= _MAX_PICTURES:
-                raise ValueError(f"{name}={brief(text)} gives too many seeds; give at most {_MAX_PICTURES}")
+                raise ValueError(f"{assignment(name, text)} gives too many seeds; give at most {_MAX_PICTURES}")
             seeds += range(first, last + 1)
         if len(set(seeds)) < len(seeds):
             repeated = next(seed for seed, count in Counter(seeds).items() if count > 1)
-            raise ValueError(f"{name}={brief(text)} gives the seed {repeated} more than once; give each seed once")
+            raise ValueError(f"{assignment(name, text)} gives the seed {repeated} more than once; give each seed once")
         return seeds if len(seeds) > 1 else seeds[0]
 
     def show(self, value: Any) -> str:
@@ -128,7 +129,7 @@ class Steps(Kind):
     def check_one(self, name: str, value: Any) -> int | str:
         if isinstance(value, str):
             if value not in NAMED:
-                raise ValueError(f"{name}={brief(value)} should be a whole number, or one of {', '.join(NAMED)}")
+                raise ValueError(f"{assignment(name, value)} should be a whole number, or one of {', '.join(NAMED)}")
             return value
         return check_int(name, value, 1)
 
@@ -141,7 +142,9 @@ class Steps(Kind):
         try:
             number = int(text)
         except ValueError:
-            raise ValueError(f"{name}={text!r} should be a whole number, or one of {', '.join(NAMED)}") from None
+            raise ValueError(
+                f"{assignment(name, text)} should be a whole number, or one of {', '.join(NAMED)}"
+            ) from None
         return check_int(name, number, 1)
 
     def columns(self, name: str) -> dict[str, str]:
@@ -179,8 +182,8 @@ class GuidanceScale(Real):
         if 0 <= number < 1:
             effect = "ignores" if number == 0 else "weakens"
             raise ValueError(
-                f"{name}={value!r} {effect} the prompt; give 1 to turn off classifier-free guidance (model cards of"
-                " distilled checkpoints say 0 but mean 1)"
+                f"{assignment(name, value)} {effect} the prompt; give 1 to turn off classifier-free guidance (model"
+                " cards of distilled checkpoints say 0 but mean 1)"
             )
         return number
 
@@ -192,7 +195,7 @@ class Callback(Kind):
 
     def check(self, name: str, value: Any) -> Any:
         if value is not None and not callable(value):
-            raise TypeError(f"{name}={brief(value)} should be a function that takes (call index, timestep, state)")
+            raise TypeError(f"{assignment(name, value)} should be a function that takes (call index, timestep, state)")
         return value
 
 

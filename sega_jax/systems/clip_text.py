@@ -11,6 +11,7 @@ import numpy as np
 
 from sega_jax.method.argument_kinds import Flag, Integer
 from sega_jax.method.arguments import argument
+from sega_jax.method.naming import assignment
 from sega_jax.method.numerics import floating
 from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModel
 from sega_jax.systems.base import Encode, TextReader
@@ -109,7 +110,7 @@ def check_skip(encoders: Sequence[Any], options: Mapping[str, Any], unread: int 
     """
     limit = min(encoder.config.num_hidden_layers for encoder in encoders) - unread
     if (skip := options.get("clip_skip", 0)) > limit:
-        raise ValueError(f"clip_skip={skip} should be from 0 to {limit} for this text encoder")
+        raise ValueError(f"{assignment('clip_skip', skip)} should be from 0 to {limit} for this text encoder")
 
 
 def read(

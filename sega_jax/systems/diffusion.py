@@ -12,6 +12,7 @@ import numpy as np
 
 from sega_jax.method.checks import check_int
 from sega_jax.method.guidance import Predictions
+from sega_jax.method.naming import assignment, name_of
 from sega_jax.method.numerics import is_finite
 from sega_jax.method.schedules import Row, Scheduler
 from sega_jax.method.solvers import SOLVERS, Solver
@@ -140,9 +141,9 @@ def _guidance_input(call: DiffusionCall, given: Given, guidance_rescale: np.ndar
     if not channels:
         return None
     scale = per_row("guidance_scale", call.guidance_scale, given)
-    distilled = "this network was distilled from classifier-free guidance and takes guidance_scale as an input"
+    distilled = f"this network was distilled from classifier-free guidance, so its input is {name_of('guidance_scale')}"
     if scale.min() < 1:
-        raise ValueError(f"guidance_scale={scale.min():g} is too low: {distilled}; give at least 1")
+        raise ValueError(f"{assignment('guidance_scale', float(scale.min()))} is too low: {distilled}; give at least 1")
     negative = call.negative_prompt
     words = negative if isinstance(negative, list | tuple) else [negative]
     for name, is_given in (
@@ -150,9 +151,9 @@ def _guidance_input(call: DiffusionCall, given: Given, guidance_rescale: np.ndar
         ("guidance_rescale", guidance_rescale.any()),
     ):
         if is_given and call.strict:
-            raise ValueError(f"{name} does not change the pictures: {distilled}; leave it out")
+            raise ValueError(f"{name_of(name)} does not change the pictures: {distilled}; leave it out")
         if is_given:
-            given.warn(f"{name} does not change the pictures: {distilled}")
+            given.warn(f"{name_of(name)} does not change the pictures: {distilled}")
     return guidance_embedding(scale.astype(given.dtype), channels)
 
 
@@ -175,7 +176,7 @@ def check(call: DiffusionCall, scheduler: Scheduler, warn: Callable[[str], None]
         ValueError: The solver does not use `eta`. If `strict` is false, only a warning is emitted.
     """
     if np.any(call.eta) and scheduler.eta is None:
-        message = f"eta={call.eta} applies to DDIM and TCD only, not to {scheduler.name}"
+        message = f"{assignment('eta', call.eta)} applies to DDIM and TCD only, not to {scheduler.name}"
         if call.strict:
             raise ValueError(f"{message}; leave it out")
         warn(f"{message}; it is ignored")
@@ -387,7 +388,7 @@ def low_res_of(call: ConditionedCall, given: Given) -> tuple[np.ndarray, LowResC
         TypeError, ValueError: No picture is given, or a noise level is out of range.
     """
     if call.image is None:
-        raise ValueError("image=None, but this checkpoint enlarges a picture; give the low-resolution picture as image")
+        raise ValueError(f"this checkpoint enlarges a picture; give the low-resolution picture as {name_of('image')}")
     noise = given.extras.low_res_noise
     levels = per_row("noise_level", call.noise_level, given)
     for level in levels:

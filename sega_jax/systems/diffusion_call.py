@@ -8,6 +8,7 @@ import numpy as np
 from sega_jax.method.argument_kinds import Flag, Integer, Kind, Real
 from sega_jax.method.arguments import argument
 from sega_jax.method.checks import check_int
+from sega_jax.method.naming import assignment, name_of
 from sega_jax.method.numerics import floating
 from sega_jax.systems.call import MAX_PIXELS, Call
 from sega_jax.systems.images import Pictures
@@ -133,7 +134,8 @@ class StartingCall(AutoencodedCall):
             return
         if self.strength is not None:
             raise ValueError(
-                f"strength={self.strength!r} needs a picture to start from; give one as image, or leave out strength"
+                f"{assignment('strength', self.strength)} needs a picture to start from; give one as"
+                f" {name_of('image')}, or leave out {name_of('strength')}"
             )
         if self.image_noise is not None:
             raise ValueError("image_noise needs a picture to start from; give one as image, or leave out image_noise")

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
 from sega_jax.method.argument_kinds import Kind
-from sega_jax.method.checks import brief
+from sega_jax.method.naming import assignment, name_of
 from sega_jax.method.numerics import at_least_float32, is_finite, is_floating
 from sega_jax.systems.sizes import times
 from sega_jax.text.files import absolute_path, sha256
@@ -40,7 +40,7 @@ class Pictures(Kind):
             TypeError: The value is not a string.
         """
         if not isinstance(value, str):
-            raise TypeError(f"{name}={brief(value)} should be the path of an image file")
+            raise TypeError(f"{assignment(name, value)} should be the path of an image file")
         return value
 
     def files(self, value: Any) -> list[str]:
@@ -79,10 +79,11 @@ def read(image: Any) -> np.ndarray:
     several = isinstance(image, list | tuple) or getattr(image, "ndim", 3) == 4
     pictures = [_as_array(picture) for picture in (image if several else [image])]
     if not pictures:
-        raise ValueError(f"image={image!r} should be a picture or a non-empty list of pictures")
+        raise ValueError(f"{assignment('image', image)} should be a picture or a non-empty list of pictures")
     if len(sizes := {picture.shape[:2] for picture in pictures}) > 1:
         raise ValueError(
-            f"image has pictures of {' and '.join(map(times, sorted(sizes)))} pixels; resize them to the same size"
+            f"{name_of('image')} has pictures of {' and '.join(map(times, sorted(sizes)))} pixels; resize them to the"
+            " same size"
         )
     return np.stack(pictures)
 
@@ -92,14 +93,17 @@ def to_image(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(np.round((pixels + 1) * 127.5).astype(np.uint8))
 
 
-def _open(path: Path) -> Image.Image:
+def _open(name: str | os.PathLike[str]) -> Image.Image:
+    path = Path(name).expanduser()
     if not os.path.isfile(path):  # `Path.is_file` raises an error for names that are too long
-        raise FileNotFoundError(f"image={brief(str(path))} does not exist or is not a file")
+        raise FileNotFoundError(f"{assignment('image', str(name))} does not exist or is not a file; correct the path")
     try:
         with Image.open(path) as image:
             return as_rgb(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"image={str(path)!r} cannot be read as a picture ({error})") from None
+        raise ValueError(
+            f"{assignment('image', str(name))} cannot be read as a picture ({error}); give another file"
+        ) from None
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
@@ -148,7 +152,7 @@ def _grey(values: np.ndarray, mode: str) -> np.ndarray:
 
 def _as_array(picture: Any) -> np.ndarray:
     if isinstance(picture, str | os.PathLike):
-        picture = _open(Path(picture).expanduser())
+        picture = _open(picture)
     if isinstance(picture, Image.Image):
         picture = np.asarray(as_rgb(picture))
     try:
@@ -157,18 +161,21 @@ def _as_array(picture: Any) -> np.ndarray:
         array = np.asarray(None)
     if array.dtype != np.uint8 and not is_floating(array.dtype):
         raise TypeError(
-            f"image={brief(picture)} should be a Pillow image, the path of an image file, or an array (height, width,"
-            " 3) of uint8 or of floats in [0, 1]"
+            f"{assignment('image', picture)} should be a Pillow image, the path of an image file, or an array (height,"
+            " width, 3) of uint8 or of floats in [0, 1]"
         )
     if array.ndim != 3 or array.shape[2] != 3 or not array.size:
         hint = "; move the channels to the last axis" if array.ndim == 3 and array.shape[0] == 3 else ""
-        raise ValueError(f"image has shape {array.shape}, expected (height, width, 3) or a list of such arrays{hint}")
+        raise ValueError(
+            f"{name_of('image')} has shape {array.shape}, expected (height, width, 3) or a list of such arrays{hint}"
+        )
     if array.dtype == np.uint8:
         return array.astype(np.float32) / 127.5 - 1
     if not is_finite(array):
-        raise ValueError("image has NaN or infinite entries")
+        raise ValueError(f"{name_of('image')} has NaN or infinite entries")
     if array.min() < 0 or array.max() > 1:
         raise ValueError(
-            f"image has floats from {array.min():g} to {array.max():g}, expected [0, 1]; scale them, or give uint8"
+            f"{name_of('image')} has floats from {array.min():g} to {array.max():g}, expected [0, 1]; scale them, or"
+            " give uint8"
         )
     return array.astype(at_least_float32(array.dtype)) * 2 - 1

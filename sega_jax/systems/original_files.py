@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sega_jax.method.naming import name_of
 from sega_jax.text.files import CheckpointError
 from sega_jax.weights.original_names import (
     OPENCLIP_FORMS,
@@ -88,7 +89,7 @@ def _folder(path: Path, shapes: Shapes, block: int, names: Mapping[int, str]) ->
     if width not in names:
         raise CheckpointError(
             f"the UNet in {path} attends to text of width {width}, expected 768 (Stable Diffusion 1.x), 1024 (2.x) or"
-            " 2048 (XL); for another model, give its configs as config=, a folder in diffusers layout"
+            f" 2048 (XL); for another model, give its configs as {name_of('config')}, a folder in diffusers layout"
         )
     return _PUBLISHED / names[width]
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sega_jax.method.guidance import Predictions
+from sega_jax.method.naming import assignment
 from sega_jax.method.numerics import at_least_float32
 from sega_jax.method.schedules import Row
 from sega_jax.method.schedules.tokens import renoising
@@ -151,8 +152,8 @@ def setup(call: PaellaCall, given: Given) -> Setup:
     words = all(isinstance(text, str) for text in given.texts)
     if call.influence != (1, 1) and (given.models.prior is None or not words):
         raise ValueError(
-            f"influence={call.influence} needs the picture embedding that a prior draws for a prompt in words; give (1,"
-            " 1) if the checkpoint has no prior or a prompt is text conditioning"
+            f"{assignment('influence', call.influence)} needs the picture embedding that a prior draws for a prompt in"
+            " words; give (1, 1) if the checkpoint has no prior or a prompt is text conditioning"
         )
     return Setup(
         shape=shape,

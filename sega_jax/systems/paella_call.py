@@ -7,7 +7,8 @@ import numpy as np
 
 from sega_jax.method.argument_kinds import Choice, Flag, Integer, Kind, Opaque, Pair, Real
 from sega_jax.method.arguments import argument, changed
-from sega_jax.method.checks import brief, check_float
+from sega_jax.method.checks import check_float
+from sega_jax.method.naming import assignment
 from sega_jax.method.solvers import CHOICES
 from sega_jax.systems.call import PICTURES, Call
 
@@ -21,10 +22,14 @@ class Positive(Real):
 
     range = "above 0"
 
+    @property
+    def noun(self) -> str:
+        return "a number above 0"
+
     def check(self, name: str, value: Any) -> float:
         number = check_float(name, value)
         if number <= 0:
-            raise ValueError(f"{name}={value!r} should be above 0")
+            raise ValueError(f"{assignment(name, value)} should be above 0")
         return number
 
 
@@ -33,10 +38,14 @@ class NotNegative(Real):
 
     range = "at least 0"
 
+    @property
+    def noun(self) -> str:
+        return "a number of at least 0"
+
     def check(self, name: str, value: Any) -> float:
         number = check_float(name, value)
         if number < 0:
-            raise ValueError(f"{name}={value!r} should be at least 0")
+            raise ValueError(f"{assignment(name, value)} should be at least 0")
         return number
 
 
@@ -49,7 +58,7 @@ class TokenGrid(Kind):
         try:
             return np.asarray(value)
         except (TypeError, ValueError, RuntimeError):  # torch raises RuntimeError for tensors with gradients
-            raise TypeError(f"{name}={brief(value)} should be {self.noun}") from None
+            raise TypeError(f"{assignment(name, value)} should be {self.noun}") from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -129,4 +138,7 @@ class PaellaCall(Call):
     def check_together(self) -> None:
         super().check_together()
         if self.renoise_steps is not None and self.renoise_steps > self.steps:
-            raise ValueError(f"renoise_steps={brief(self.renoise_steps)} should be from 0 to {self.steps}")
+            raise ValueError(
+                f"{assignment('renoise_steps', self.renoise_steps)} should be from 0 to {self.steps}, the number of"
+                " steps"
+            )

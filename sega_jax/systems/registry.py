@@ -16,6 +16,7 @@ from typing import Any
 
 from sega_jax.method.arguments import arguments
 from sega_jax.method.checks import brief
+from sega_jax.method.naming import name_of
 from sega_jax.systems import deepfloyd, paella, sdxl, stable_diffusion, upscaler
 from sega_jax.systems.adapters import AdapterNames
 from sega_jax.systems.base import Checkpoint, Sampler, System, TextReader, listed
@@ -227,7 +228,7 @@ def adapter_refusal(system: System, option: str) -> str | None:
     return None
 
 
-def check_adapters(system: System, given: Mapping[str, Any], what: Callable[[str], str] = str) -> None:
+def check_adapters(system: System, given: Mapping[str, Any], what: Callable[[str], str] = name_of) -> None:
     """Checks that a family supports the given adapters.
 
     Args:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from sega_jax.method.checks import check_int
+from sega_jax.method.naming import assignment, name_of
 from sega_jax.nn.vae import AutoencoderKL
 from sega_jax.nn.vae_tiling import SHARES
 from sega_jax.systems.base import Sizes
@@ -25,11 +26,14 @@ def state_shape(sizes: Sizes, height: int | None, width: int | None) -> tuple[in
         elif default is not None:
             pixels = default
         else:
-            raise ValueError(f"{name}=None needs a low-resolution picture to determine it; give a number of pixels")
+            raise ValueError(
+                f"without a low-resolution picture, {name_of(name)} has no default; give a number of pixels"
+            )
         if pixels % sizes.multiple:
             near = max(pixels // sizes.multiple, 1) * sizes.multiple
             raise ValueError(
-                f"{name}={pixels} is not a multiple of {sizes.multiple}, this checkpoint's factor; try {near}"
+                f"{assignment(name, pixels)} is not a multiple of {sizes.multiple}, this checkpoint's factor; try"
+                f" {near}"
             )
         shape.append(pixels // sizes.factor)
     return shape[0], shape[1], sizes.channels
@@ -56,15 +60,16 @@ def shape_from(
     if not sizes.enlarges:
         if list(image) != result:
             raise ValueError(
-                f"image has {times(image)} pixels (height x width), expected {times(result)}, the size of the result;"
-                f" resize it, or give height={image[0]}, width={image[1]}"
+                f"{name_of('image')} has {times(image)} pixels (height x width), expected {times(result)}, the size of"
+                f" the result; resize it, or give {assignment('height', image[0])} and {assignment('width', image[1])}"
             )
         return shape
     if [sizes.enlarges * side for side in image] != result:
         raise ValueError(
-            f"image has {times(image)} pixels (height x width), expected"
+            f"{name_of('image')} has {times(image)} pixels (height x width), expected"
             f" {times([side // sizes.enlarges for side in result])} for a result of {times(result)}, {sizes.enlarges}"
-            f" times as large; resize it, or give height={sizes.enlarges * image[0]}, width={sizes.enlarges * image[1]}"
+            f" times as large; resize it, or give {assignment('height', sizes.enlarges * image[0])} and"
+            f" {assignment('width', sizes.enlarges * image[1])}"
         )
     return shape
 
@@ -114,13 +119,15 @@ def tile_side(vae: AutoencoderKL | None, tiled: Any) -> int | None:
     if tiled is False:
         return None
     if vae is None:
-        raise ValueError(f"tiled={tiled!r} needs an autoencoder, but this checkpoint has none; leave it out")
+        raise ValueError(
+            f"{assignment('tiled', tiled)} needs an autoencoder, but this checkpoint has none; leave it out"
+        )
     config, multiple = vae.config, SHARES * vae.config.factor
     default = config.sample_size if isinstance(config.sample_size, int) else config.sample_size[0]
     pixels = default if tiled is True else check_int("tiled", tiled, 1)
     if pixels % multiple:
         near = max(pixels // multiple, 1) * multiple
-        raise ValueError(f"tiled={pixels} is not a multiple of {multiple}; try {near}")
+        raise ValueError(f"{assignment('tiled', pixels)} is not a multiple of {multiple}; try {near}")
     return pixels // config.factor
 
 

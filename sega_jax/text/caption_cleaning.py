@@ -34,8 +34,7 @@ def check() -> None:
         import ftfy  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            f'caption cleaning needs {error.name}; run pip install "sega_jax[if]", or turn cleaning off:'
-            " clean_caption=False (SemanticIFPipeline), clean=False (cascade) or no --clean-captions (shell)"
+            f'caption cleaning needs {error.name}; run pip install "sega_jax[if]", or turn cleaning off'
         ) from None
 
 

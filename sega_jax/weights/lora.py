@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
+from sega_jax.method.naming import assignment, name_of
 from sega_jax.method.numerics import at_least_float32, is_finite
 from sega_jax.text.files import CheckpointError
 from sega_jax.weights import lora_files
@@ -87,7 +88,9 @@ def read(
     scales = list(lora.items()) if isinstance(lora, Mapping) else [(lora, 1.0)]
     for path, scale in scales:
         if not isinstance(path, str | os.PathLike):
-            raise TypeError(f"lora={lora!r} should be the path of a LoRA, or {{path: scale}} for several LoRAs")
+            raise TypeError(
+                f"{assignment('lora', lora)} should be the path of a LoRA, or {{path: scale}} for several LoRAs"
+            )
         if not is_number(scale):
             raise ValueError(f"lora: the scale {scale!r} of {path} should be a finite number like 0.8")
     files = [(lora_files.find(path), float(scale)) for path, scale in scales]
@@ -148,7 +151,7 @@ def _layers(
     for file in checkpoints:
         if file.recognise(tensors.shapes):
             raise CheckpointError(
-                f"{path} is not a LoRA but a checkpoint ({file.name}); pass it to load() as the checkpoint"
+                f"{path} is not a LoRA but a checkpoint ({file.name}); give it as {name_of('source')}"
             )
     if method := unsupported(tensors.shapes):
         raise CheckpointError(f"{path} contains {method}, which is not supported; use a different kind of LoRA")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import safe_open
 
+from sega_jax.method.naming import in_python, name_of
 from sega_jax.text.files import CheckpointError
 from sega_jax.weights import tensors
 from sega_jax.weights.fused import Forms, parameters
@@ -166,9 +167,9 @@ def _original(path: Path, keys: Iterable[str], originals: Sequence[Original], pa
         if any(key.startswith(original.start) for key in keys):
             return original
     raise CheckpointError(
-        f"{path} has no {part} (no names that start with {' or '.join(original.start for original in originals)}); pass"
-        f" {part}= with a file, folder or repository that contains this network, or with another pipeline's network"
-        f" (pipe.models.{part})"
+        f"{path} has no {part} (no names that start with {' or '.join(original.start for original in originals)}); give"
+        f" a file, folder or repository that contains this network as {name_of(part)}"
+        + in_python(f", or another pipeline's network (pipe.models.{part})")
     )
 
 
@@ -180,7 +181,7 @@ def _entries(path: Path, tensors: Tensors, original: Original, module: Any, *, e
         averages = {original.ema + name.replace(".", ""): original.start + name for name in names}
         if averages.keys().isdisjoint(tensors.entries):
             raise CheckpointError(
-                f"{path} has no moving average (no names that start with {original.ema}); omit the option ema"
+                f"{path} has no moving average (no names that start with {original.ema}); leave out {name_of('ema')}"
             )
     entries: dict[str, Entry] = {}
     for key, entry in tensors.entries.items():

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from sega_jax.method.naming import assignment
 from sega_jax.text.files import CheckpointError, read_json
 from sega_jax.weights import float8
 from sega_jax.weights.layout import TORCH, Entry, Layout
@@ -266,7 +267,7 @@ def variants(folder: Path, stem: str, ending: str = "safetensors") -> list[str]:
 
 def in_words(variants: Iterable[str]) -> str:
     """Lists variants as text, each in the form of the argument that selects it."""
-    return " or ".join("no variant" if variant == "" else f'variant="{variant}"' for variant in variants)
+    return " or ".join("no variant" if variant == "" else assignment("variant", variant) for variant in variants)
 
 
 def _remedy(folder: Path, stem: str, ending: str) -> str:

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from sega_jax.method.naming import in_python, name_of
 from sega_jax.method.numerics import is_finite, is_floating
 from sega_jax.text.files import CheckpointError
 from sega_jax.text.tokenizers import Tokenizer, TokenizerPair
@@ -123,7 +124,9 @@ def _word(path: Path, name: str | None, networks: Mapping[str, Any], families: S
     name_in_file, arrays = _vectors(path, keys)
     name = name_in_file if name is None else name
     if name is None:
-        raise CheckpointError(f"{path} does not store its word; pass {{word: file}}")
+        raise CheckpointError(
+            f"{path} does not store its word; give the word, too: {in_python('{word: file}') or 'WORD=FILE'}"
+        )
     if arrays.keys() == {""}:
         arrays = {next(iter(networks)): arrays[""]}
     if arrays.keys() != networks.keys():
@@ -194,8 +197,8 @@ def _sorted(
     if len(arrays) != 1 or not isinstance(key := next(iter(arrays)), str):
         listed = ", ".join(str(name)[:40] for name in list(arrays)[:3]) or "no tensors"
         raise CheckpointError(
-            f"{path} contains {listed}, expected the vectors of one word from textual inversion; pass a LoRA as lora=,"
-            " and a checkpoint as the first argument of load()"
+            f"{path} contains {listed}, expected the vectors of one word from textual inversion; give a LoRA as"
+            f" {name_of('lora')}, and a checkpoint as {name_of('source')}"
         )
     word = content.get("name") if key in _PLACEHOLDERS else key
     return word if isinstance(word, str) else None, {"": arrays[key]}

@@ -157,7 +157,7 @@ def read(path: Path, data: mmap.mmap) -> Any:
         raise CheckpointError(f"{path} is truncated or not a torch weight file; fetch it again") from None
     raise CheckpointError(
         f"{path} is {looks_like(path) or 'truncated or not a torch weight file'}, expected a pickle, because its"
-        f" extension is {path.suffix}; fetch it again, or correct its extension"
+        f" extension is {path.suffix or 'missing'}; fetch it again, or correct its extension"
     )
 
 

@@ -243,11 +243,11 @@ def test_several_seeds(stages, paella_folder, least_xl_folder, tmp_path, monkeyp
         ("stage1", ["--stage2", "{stage2}", "--stage2-lora", "2.safetensors:x"], "'x' should be a finite number like"),
         ("stage1", ["--stage2-textual-inversion", "toy.safetensors"], "No such option '--stage2-textual-inversion'"),
         ("least", ["--stage2", "{stage2}", "--stage2-lora", "2.safetensors"], "--stage2 applies only to DeepFloyd"),
-        ("least", ["--devices", "4"], "--devices=4 should be from 1 to 3, the number of devices"),
-        ("least", ["--devices", "0"], "--devices=0 should be from 1 to 3"),
-        ("least", ["--devices", "0,3"], "--devices=0,3 should be device numbers from 0 to 2; this host has 3"),
-        ("least", ["--devices", "1,1"], "--devices=1,1 lists a device twice"),
-        ("least", ["--devices", "all"], "--devices='all' should be a number of devices, such as 2"),
+        ("least", ["--devices", "4"], "--devices 4 should be from 1 to 3, the number of devices"),
+        ("least", ["--devices", "0"], "--devices 0 should be from 1 to 3"),
+        ("least", ["--devices", "0,3"], "--devices 0,3 should be device numbers from 0 to 2; this host has 3"),
+        ("least", ["--devices", "1,1"], "--devices 1,1 lists a device twice"),
+        ("least", ["--devices", "all"], "--devices all should be a number of devices, such as 2"),
     ],
 )
 def test_unsuitable_options_are_refused(

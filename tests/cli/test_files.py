@@ -120,7 +120,7 @@ def test_textual_inversions(files, tmp_path, monkeypatch, given, prompt, named):
         (["--tokenizer", "nowhere"], "--tokenizer nowhere is not a folder"),
         (["--config", "folder"], "applies only to single files"),
         (["--prediction-type", "x"], "'x' is not one of 'epsilon', 'v_prediction'"),
-        (["--ema"], "ema=True applies only to single files"),
+        (["--ema"], "--ema applies only to single files"),
         (["--lora", "nowhere.safetensors"], "nowhere.safetensors is not a file"),
         (["--lora", "a.safetensors:nan"], "'nan' should be a finite number like 0.8"),
         (["--lora", "a.safetensors:x"], "'x' should be a finite number like 0.8"),
@@ -154,7 +154,7 @@ def test_unsuitable_files_are_refused(files, tmp_path, monkeypatch, given, words
         (["--lora", "a.safetensors"], "a.safetensors does not fit this checkpoint's text_encoder and unet"),
         (["--textual-inversion", "toy.safetensors"], "DeepFloyd-IF's first stage does not support textual inversion"),
         (["--tokenizer", "folder/tokenizer"], "--tokenizer is not supported for cascades"),
-        (["--config", "folder"], "config='folder' applies only to single files"),
+        (["--config", "folder"], "--config folder applies only to single files"),
         (["--ema"], "--ema is not supported for cascades"),
     ],
 )

@@ -201,12 +201,12 @@ def test_malformed_edits_are_refused(text, words):
     [
         ({"--model": "nowhere"}, "nowhere is not a folder"),
         ({"--edit": "x:threshold=2"}, "threshold=2.0 should be a number in [0, 1]"),
-        ({"--steps": 0}, "--steps=0 should be at least 1"),
-        ({"--height": 7}, "height=7 is not a multiple of 2"),
-        ({"--dtype": "int8"}, "dtype='int8' should be one of"),
-        ({"--guidance-scale": "nan"}, "--guidance-scale=nan should be a finite number"),
-        ({"--guidance-scale": "0"}, "--guidance-scale=0.0 ignores the prompt; give 1 to turn"),
-        ({"--steps": 1001}, "steps=1001 should be from 1 to 1000"),
+        ({"--steps": 0}, "--steps 0 should be at least 1"),
+        ({"--height": 7}, "--height 7 is not a multiple of 2"),
+        ({"--dtype": "int8"}, "--dtype int8 should be one of"),
+        ({"--guidance-scale": "nan"}, "--guidance-scale nan should be a finite number"),
+        ({"--guidance-scale": "0"}, "--guidance-scale 0 ignores the prompt; give 1 to turn"),
+        ({"--steps": 1001}, "--steps 1001 should be from 1 to 1000"),
     ],
 )
 def test_mistakes_end_with_a_message(folder, tmp_path, changed, words):
@@ -327,9 +327,9 @@ def test_the_command_repeats_long_and_weighted_prompts_of_stable_diffusion_xl(le
     ("words", "message"),
     [
         (["--strength", 0.5], "--strength is given without --image"),
-        (["--image", "nowhere.png"], "image='nowhere.png' does not exist"),
-        (["--image", "start.png", "--strength", 2], "--strength=2.0 should be a number in [0, 1]"),
-        (["--image", "start.png"], "image has 8x8 pixels (height x width), expected 16x16"),
+        (["--image", "nowhere.png"], "--image nowhere.png does not exist"),
+        (["--image", "start.png", "--strength", 2], "--strength 2 should be a number in [0, 1]"),
+        (["--image", "start.png"], "--image has 8x8 pixels (height x width), expected 16x16"),
     ],
 )
 def test_unsuitable_starting_pictures_are_refused(folder, tmp_path, monkeypatch, words, message):

@@ -234,9 +234,9 @@ def test_variants(copy, tmp_path, read, folder):
     for name in (UNET, VAE, TEXT):
         (copy / name).rename(copy / name.replace(".safetensors", ".fp16.safetensors"))
     assert same(read(convert.convert(copy, tmp_path / "orbax", variant="fp16")), read(folder))
-    with pytest.raises(CheckpointError, match='weights for variant="fp16"'):
+    with pytest.raises(CheckpointError, match="weights for variant='fp16'"):
         convert.convert(copy, tmp_path / "other")
-    with pytest.raises(CheckpointError, match="has no weights of the variant 'fp16'; leave it out"):
+    with pytest.raises(CheckpointError, match="has no weights of the variant 'fp16'; leave out variant"):
         convert.convert(tmp_path / "orbax", tmp_path / "other", variant="fp16")
 
 

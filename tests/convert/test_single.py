@@ -55,7 +55,7 @@ def test_wrong_arguments_are_rejected(single, tmp_path, small_folder):
     dest = tmp_path / "made"
     for error, message, arguments in [
         (CheckpointError, "attends to text of width 16", {}),
-        (CheckpointError, r"does not contain CLIP's vocabulary: .*Give tokenizer", {"config": bare}),
+        (CheckpointError, r"does not contain CLIP's vocabulary: .*As tokenizer, give", {"config": bare}),
         (CheckpointError, r"vocab\.json and", {"config": bare, "tokenizer": tmp_path}),
         (FileNotFoundError, "is not a folder", {"config": tmp_path / "none"}),
         (ValueError, "prediction_type='x' should be one of", {"config": small_folder, "prediction_type": "x"}),

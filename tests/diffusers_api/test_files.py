@@ -188,7 +188,7 @@ def test_wrong_arguments_are_errors(pipe, lora, tmp_path):
             "should be a list with one word for each of the 2 files",
             lambda: pipe.load_textual_inversion([path, path], token="<a>"),
         ),
-        (CheckpointError, "is a LoRA|pass a LoRA as", lambda: pipe.load_textual_inversion(path)),
+        (CheckpointError, "is a LoRA|give a LoRA as", lambda: pipe.load_textual_inversion(path)),
         (CheckpointError, "it is a LoRA", lambda: SemanticStableDiffusionPipeline.from_single_file(path)),
     ]:
         with pytest.raises(error, match=message):

@@ -133,14 +133,14 @@ def test_parse_reads_text_and_inverts_show(kind, text, value):
 @pytest.mark.parametrize(
     ("kind", "text", "message"),
     [
-        (Integer(), "1.5", "--x='1.5' should be a whole number"),
-        (Integer(0), "-1", "--x=-1 should be at least 0"),
-        (Real(), "many", "--x='many' should be a number"),
-        (Real(0, 1), "2", r"--x=2.0 should be a number in \[0, 1\]"),
-        (Flag(), "yes", "--x='yes' should be one of true, false"),
-        (Choice("a", "b"), "c", "--x='c' should be one of a, b"),
-        (Pair(Integer(), "two whole numbers"), "3", "--x='3' should be two whole numbers, such as"),
-        (Pair(Real(), "a number, or two", alone=True), "1,2,3", "--x='1,2,3' should be a number, or two, such as"),
+        (Integer(), "1.5", "--x 1.5 should be a whole number"),
+        (Integer(0), "-1", "--x -1 should be at least 0"),
+        (Real(), "many", "--x many should be a number"),
+        (Real(0, 1), "2", r"--x 2 should be a number in \[0, 1\]"),
+        (Flag(), "yes", "--x yes should be one of true, false"),
+        (Choice("a", "b"), "c", "--x c should be one of a, b"),
+        (Pair(Integer(), "two whole numbers"), "3", "--x 3 should be two whole numbers, such as"),
+        (Pair(Real(), "a number, or two", alone=True), "1,2,3", "--x 1,2,3 should be a number, or two, such as"),
     ],
 )
 def test_parse_rejects_invalid_text(kind, text, message):

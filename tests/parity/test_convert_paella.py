@@ -318,7 +318,7 @@ def test_the_shell(source, byt5, openclip, tmp_path, monkeypatch):
 
 def test_mistakes_in_the_shell(source, byt5, tmp_path):
     result = shell(source, tmp_path / "dest", "--variant", "fp16")
-    assert "variant='fp16' cannot be used, because Paella's published files" in result.output
+    assert "--variant fp16 cannot be used, because Paella's published files" in result.output
     result = shell(byt5, tmp_path / "dest", "--byt5", byt5)
     assert "--byt5 applies only to Paella's published files, but" in result.output
     assert "Traceback" not in result.output

@@ -199,11 +199,14 @@ def test_networks_of_other_families_are_rejected_by_the_index(hub, small):
         (["--stage2-noise-anew"], "--stage2-noise-anew is given without --stage2"),
         (["--upscaler-revision", "main"], "--upscaler-revision is given without --upscaler"),
         (["--edited", "stage1", "--edited", "stage2"], "--edited stage2 is given without --stage2"),
-        (["--stage2", TWO, "--stage2-steps", "smart5"], "'smart5' should be a whole number, or one of fast27, smart27"),
-        (["--stage2", TWO, "--stage2-noise-level", "-1"], "--stage2-noise-level=-1 should be at least 0"),
-        (["--steps", "many"], "'many' should be a whole number, or one of fast27"),
-        (["--scheduler", "Mine"], "scheduler='Mine' is neither a folder nor a"),
-        (["--stage2", TWO, "--stage2-scheduler", "Mine"], "scheduler='Mine' is neither a folder nor a"),
+        (
+            ["--stage2", TWO, "--stage2-steps", "smart5"],
+            "--stage2-steps smart5 should be a whole number, or one of fast27",
+        ),
+        (["--stage2", TWO, "--stage2-noise-level", "-1"], "--stage2-noise-level -1 should be at least 0"),
+        (["--steps", "many"], "--steps many should be a whole number, or one of fast27"),
+        (["--scheduler", "Mine"], "--scheduler Mine is neither a folder nor a"),
+        (["--stage2", TWO, "--stage2-scheduler", "Mine"], "--stage2-scheduler Mine is neither a folder nor a"),
         (["--clean-captions"], 'caption cleaning needs bs4; run pip install "sega_jax[if]", or turn cleaning off'),
     ],
     ids=str,
@@ -240,7 +243,7 @@ def test_invalid_options_are_rejected_before_files_are_fetched(hub, options, err
 
 def test_missing_caption_cleaning_is_reported_before_files_are_fetched(hub, first, monkeypatch):
     monkeypatch.setitem(sys.modules, "bs4", None)
-    words = r'pip install "sega_jax\[if\]", or turn cleaning off: clean_caption=False'
+    words = r'pip install "sega_jax\[if\]", or turn cleaning off'
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(UserWarning, match=words):

@@ -140,7 +140,7 @@ REFUSED = [
     ({"image": BYTES[0], "strength": 0}, ValueError, "leaves 0 of 50 steps to run; use a strength of at least 0.02"),
     ({"image": BYTES[0], "strength": 0.01}, ValueError, "strength=0.01 leaves 0 of 50 steps to run"),
     ({"strength": 0.5}, ValueError, "strength=0.5 needs a picture to start from; give one as image"),
-    ({"image": BYTES[0, :8]}, ValueError, "image has 8x16 pixels .*expected 16x16, .*give height=8, width=16"),
+    ({"image": BYTES[0, :8]}, ValueError, "image has 8x16 pixels .*expected 16x16, .*give height=8 and width=16"),
     ({"image": BYTES[0], "height": 24}, ValueError, "image has 16x16 pixels .*, expected 24x16"),
     ({"image": BYTES}, ValueError, "image has 2 entries, expected 1"),
     ({"image": "nowhere.png"}, FileNotFoundError, "image='nowhere.png' does not exist"),

@@ -115,7 +115,7 @@ def test_a_single_file_without_the_network(small_folder, small, other, expected,
     found = load(tmp_path / "a.safetensors", config=small_folder, devices=small.devices, vae=other / VAE)
     assert equal(found.models.vae, expected.vae)
     assert equal(found.models.unet, small.models.unet)
-    with pytest.raises(CheckpointError, match=r"has no vae \(.* pass vae= with a file, folder or repository"):
+    with pytest.raises(CheckpointError, match=r"has no vae \(.* give a file, folder or repository .* as vae"):
         load(tmp_path / "a.safetensors", config=small_folder, devices=small.devices)
 
 

@@ -234,7 +234,7 @@ BAD = {
     "an edit with the name of a setting": ({"edits": {"seed": {}}, "grid": PROMPT}, "edits: 'seed' may contain only"),
     "an unknown scheduler": (
         {"grid": PROMPT | {"scheduler": ["DDIM"]}},
-        "grid: scheduler: scheduler='DDIM' is neither",
+        "grid: scheduler='DDIM' is neither",
     ),
     "an unknown format": ({"format": "jpg", "grid": PROMPT}, "format='jpg' should be one of png, webp"),
     "a number for a table": ({"call": 3, "grid": PROMPT}, "call=3 should be a table"),

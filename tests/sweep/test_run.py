@@ -288,7 +288,7 @@ def test_the_first_worker_decides_the_rows(shell, tmp_path, least, monkeypatch):
     ("words", "message"),
     [
         (["none.toml"], "none.toml does not exist"),
-        (["cats.toml", "--rows", 0], "rows=0 should be at least 1"),
+        (["cats.toml", "--rows", 0], "--rows 0 should be at least 1"),
         (["status", "."], "has no plan.json"),
         (["cats.toml", "--worker", "3/2"], "--worker 3/2 should be the worker's number and the number of workers"),
     ],

@@ -45,7 +45,7 @@ def test_edits_start_from_the_empty_text_at_the_same_scale(lcm):
     [
         ({"negative_prompt": "bad"}, "negative_prompt does not change the pictures: this network was distilled from"),
         ({"guidance_rescale": 0.7}, "guidance_rescale does not change the pictures: this network was distilled"),
-        ({"guidance_scale": -2.0}, "guidance_scale=-2 is too low: this network was distilled .* give at least 1"),
+        ({"guidance_scale": -2.0}, "guidance_scale=-2.0 is too low: this network was distilled .* give at least 1"),
     ],
 )
 def test_arguments_of_classifier_free_guidance_are_rejected(lcm, arguments, why):

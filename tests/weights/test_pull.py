@@ -316,7 +316,7 @@ def test_a_text_encoder_with_unused_layers(copy, read):
 def test_a_folder_whose_unet_declares_its_prediction_type(copy, read):
     edit_tensors(copy / WEIGHTS, lambda tensors: tensors.update({"v_pred": np.zeros(0), "ztsnr": np.zeros(0)}))
     assert read(copy).scheduler.options["prediction_type"] == "v_prediction"
-    with pytest.warns(UserWarning, match=r"declares prediction_type='v_prediction', but the arguments"):
+    with pytest.warns(UserWarning, match=r"declares prediction_type='v_prediction', but the given options"):
         scheduler = read(copy, prediction_type="epsilon").scheduler
     assert scheduler.options["prediction_type"] == "epsilon"
     assert scheduler.options["rescale_betas_zero_snr"]
@@ -389,14 +389,14 @@ def test_a_parameter_under_two_names(refused, read, copy):
 
 
 def test_variants(refused, copy, read, pipe):
-    refused("has no weights of the variant 'fp16'; it has weights for no variant", variant="fp16")
+    refused("has no weights of the variant 'fp16'; leave out variant", variant="fp16")
     for name in (WEIGHTS, TEXT, "vae/diffusion_pytorch_model.safetensors"):
         (copy / name).rename(copy / name.replace(".safetensors", ".fp16.safetensors"))
     assert same(read(copy, variant="fp16"), pipe)
-    refused("model.safetensors is missing", 'weights for variant="fp16"')
+    refused("model.safetensors is missing", "weights for variant='fp16'")
     shutil.copy(copy / TEXT.replace(".safe", ".fp16.safe"), copy / TEXT)
     refused("has no weights of the variant 'ema'; it has weights for", variant="ema")
-    refused('variant="fp16"; did you mean fp16?', variant="fp61")
+    refused("variant='fp16'; did you mean fp16?", variant="fp61")
     (copy / "vae/diffusion_pytorch_model.fp16.safetensors").rename(copy / "vae/diffusion_pytorch_model.safetensors")
     with pytest.warns(UserWarning, match=r"has no weights of the variant 'fp16' for vae; using those without"):
         result = read(copy, variant="fp16")
@@ -604,9 +604,9 @@ def test_variants_of_pickles_and_shards_are_listed(refused, copy):
     for path in (copy / "unet").glob("*.safetensors"):
         pickling.save(load_file(path), path.with_suffix(".fp16.bin"))
         path.unlink()
-    refused('The folder has weights for variant="fp16"')
-    refused('it has weights for no variant or variant="fp16"; did you mean fp16?', variant="fp61")
+    refused("The folder has weights for variant='fp16'")
+    refused("it has weights for no variant or variant='fp16'; did you mean fp16?", variant="fp61")
     (copy / "unet/diffusion_pytorch_model.fp16.bin").unlink()
     for i in (1, 2):
         (copy / f"unet/diffusion_pytorch_model.bf16-0000{i}-of-00002.safetensors").write_bytes(b"x")
-    refused('The folder has weights for variant="bf16"')
+    refused("The folder has weights for variant='bf16'")

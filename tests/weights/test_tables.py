@@ -76,12 +76,10 @@ def test_a_single_file(tmp_path, tensors):
     np.testing.assert_array_equal(toy.to_q.kernel[...], tensors["net.qk_weight"][:6, :, 0].T)
     np.testing.assert_array_equal(toy.to_k.bias[...], tensors["net.qk_bias"][6:])
     np.testing.assert_array_equal(toy.out.kernel[...], tensors["net.proj"])
-    with pytest.raises(CheckpointError, match=r"no moving average \(no names that start with ema_\); omit the option"):
+    with pytest.raises(CheckpointError, match=r"no moving average \(no names that start with ema_\); leave out ema"):
         read(path, ema=True)
     save_file({"x": np.ones(1)}, path)
-    with pytest.raises(
-        CheckpointError, match=r"has no net \(no names that start with old\. or net\.\); pass net= with a file"
-    ):
+    with pytest.raises(CheckpointError, match=r"has no net \(no names that start with old\. or net\.\); give a file"):
         read(path)
 
 
@@ -118,7 +116,7 @@ def test_a_lora(tmp_path, tensors):
         assert merged.to_q.kernel[...] is models.net.to_q.kernel[...]
     with pytest.raises(CheckpointError, match=r"does not fit this checkpoint's net:\n(.*\n)*  unexpected net\.proj"):
         lora.read(models._asdict(), tmp_path / "a.safetensors", table)
-    with pytest.raises(CheckpointError, match=r"is not a LoRA but a checkpoint \(Toy\); pass it to load"):
+    with pytest.raises(CheckpointError, match=r"is not a LoRA but a checkpoint \(Toy\); give it as source"):
         lora.read(models._asdict(), tmp_path / "a.safetensors", table, [FILE])
 
 

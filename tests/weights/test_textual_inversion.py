@@ -68,7 +68,7 @@ def test_every_format(small, small_folder, tmp_path, vectors, form):
         unnamed = load(small_folder, devices=small.devices, textual_inversion=str(path))
         np.testing.assert_array_equal(rows(unnamed, WORD), vectors)
     else:
-        with pytest.raises(CheckpointError, match="does not store its word; pass"):
+        with pytest.raises(CheckpointError, match="does not store its word; give the word"):
             load(small_folder, devices=small.devices, textual_inversion=path)
 
 
@@ -158,7 +158,7 @@ BROKEN = {
     "infinite": ({WORD: np.full((2, 16), np.inf, np.float32)}, "has NaN or infinite entries"),
     "a LoRA": (
         {"lora_unet_x.lora_up.weight": np.ones(2, np.float32), "lora_unet_x.alpha": np.ones(2, np.float32)},
-        "contains lora_unet_x.*, expected the vectors of one word .*; pass a LoRA as lora=",
+        "contains lora_unet_x.*, expected the vectors of one word .*; give a LoRA as lora",
     ),
     "nothing": ({}, "contains no tensors"),
 }

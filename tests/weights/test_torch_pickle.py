@@ -267,6 +267,6 @@ def test_shards(tmp_path, tensors):
 
 def test_a_checkpoint_is_not_accepted_as_a_lora(tmp_path, small, small_folder):
     save_file(tiny.original(unet=tiny.UNET_1), tmp_path / "whole.safetensors")
-    with pytest.raises(CheckpointError, match=r"whole\.safetensors is not a LoRA but a checkpoint .*load"):
+    with pytest.raises(CheckpointError, match=r"whole\.safetensors is not a LoRA but a checkpoint .*give it as source"):
         merge_lora(small.models, tmp_path / "whole.safetensors")
     assert Tensors(tmp_path, "whole", None, str).sizes

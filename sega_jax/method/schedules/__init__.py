@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
-from sega_jax.method.checks import brief
+from sega_jax.method.naming import assignment
 from sega_jax.method.schedules.calls import DDIMRow as DDIMRow
 from sega_jax.method.schedules.calls import MultistepRow as MultistepRow
 from sega_jax.method.schedules.calls import Row as Row
@@ -131,11 +131,14 @@ class Scheduler:
         else:
             count = int(steps)
         if not 1 <= count <= most:
-            raise ValueError(f"steps={brief(count)} should be from 1 to {most}, the number of training timesteps")
+            raise ValueError(
+                f"{assignment('steps', count)} should be from 1 to {most}, the number of training timesteps"
+            )
         begin = count - min(int(count * strength), count)
         if begin == count:
             raise ValueError(
-                f"strength={strength:g} leaves 0 of {count} steps to run; use a strength of at least {1 / count:.2g}"
+                f"{assignment('strength', strength)} leaves 0 of {count} steps to run; use a strength of at least"
+                f" {1 / count:.2g}"
             )
         try:
             with np.errstate(divide="ignore", invalid="ignore", over="ignore"):

@@ -6,6 +6,7 @@ timesteps. As in diffusers, `timestep_spacing` and `steps_offset` have no effect
 
 import numpy as np
 
+from sega_jax.method.naming import assignment
 from sega_jax.method.schedules.calls import Row, TCDRow, multistep, table
 from sega_jax.method.schedules.ddim_ddpm_pndm import clip_of, eps_form, threshold, x0_form
 from sega_jax.method.schedules.spacing import Options, cumulative
@@ -18,7 +19,9 @@ def _timesteps(options: Options, steps: int) -> np.ndarray:
         return options["timesteps"]
     count, total = options["original_inference_steps"], options["num_train_timesteps"]
     if steps > count:
-        raise ValueError(f"steps={steps} should be at most original_inference_steps={count}; use fewer steps")
+        raise ValueError(
+            f"{assignment('steps', steps)} should be at most original_inference_steps={count}; use fewer steps"
+        )
     distilled = np.arange(count, 0, -1) * (total // count) - 1
     return distilled[np.floor(np.linspace(0, count, steps, endpoint=False)).astype(int)]
 

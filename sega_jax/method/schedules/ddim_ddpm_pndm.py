@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from sega_jax.method.naming import assignment
 from sega_jax.method.schedules.calls import DDIMRow, Row, Threshold, multistep, table
 from sega_jax.method.schedules.spacing import Options, cumulative, spaced
 
@@ -190,7 +191,8 @@ def _runge_kutta(t: np.ndarray, stride: int, begin: int) -> tuple:
     t = t[begin:]
     if len(t) < 4:
         raise ValueError(
-            f"steps={len(t)} should be at least 4: without skip_prk_steps, the first three are Runge-Kutta steps"
+            f"{assignment('steps', len(t))} should be at least 4: without skip_prk_steps, the first three are"
+            " Runge-Kutta steps"
         )
     half = stride // 2
     stages = np.concatenate([[a, b + half, b + half, b] for a, b in itertools.pairwise(t[:4])])
@@ -219,7 +221,9 @@ def ipndm(options: Options, steps: int) -> Row:
     if "timesteps" in options:
         raise ValueError("IPNDM determines its own times from 1 to 0; give a number of steps, not timesteps")
     if steps == 1:
-        raise ValueError("with steps=1, IPNDM would ignore the network's output; use at least 2 steps")
+        raise ValueError(
+            f"with {assignment('steps', 1)}, IPNDM would ignore the network's output; use at least 2 steps"
+        )
     noise = np.sin(np.linspace(1, 0, steps + 1) * math.pi / 2) ** 2
     signal = np.sqrt(1 - noise**2)
     ratio = _over(signal[1:], signal[:-1])

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sega_jax.method.checks import brief
+from sega_jax.method.naming import assignment
 
 # The options of a scheduler's config. `Scheduler.table` may add "timesteps", a descending array [calls] that replaces
 # the number of steps, and "begin", the index of the first step that runs.
@@ -175,7 +175,7 @@ def given_timesteps(steps: Any, total: int) -> np.ndarray:
     """
     if isinstance(steps, str):
         if steps not in NAMED:
-            raise ValueError(f"steps={brief(steps)} should be a whole number, or one of {', '.join(NAMED)}")
+            raise ValueError(f"{assignment('steps', steps)} should be a whole number, or one of {', '.join(NAMED)}")
         array = _sections(NAMED[steps], total)
     else:
         try:
@@ -184,7 +184,7 @@ def given_timesteps(steps: Any, total: int) -> np.ndarray:
             array = np.asarray(None)
     if array.ndim != 1 or not array.size or array.dtype.kind not in "iu":
         raise TypeError(
-            f"steps={brief(steps)} should be a whole number, descending timesteps such as [999, 500, 0],"
+            f"{assignment('steps', steps)} should be a whole number, descending timesteps such as [999, 500, 0],"
             f" or one of {', '.join(NAMED)}"
         )
     if not 0 <= array.min() <= array.max() < total:

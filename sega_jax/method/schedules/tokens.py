@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from sega_jax.method.naming import assignment
 from sega_jax.method.schedules.calls import Row, TokenRow, table
 
 
@@ -23,11 +24,15 @@ def renoising(steps: int, *, renoise_steps: int | None = None, temperature: tupl
     """
     renoise_steps = steps - 1 if renoise_steps is None else renoise_steps
     if steps < 1:
-        raise ValueError(f"steps={steps} should be at least 1")
+        raise ValueError(f"{assignment('steps', steps)} should be at least 1")
     if not 0 <= renoise_steps <= steps:
-        raise ValueError(f"renoise_steps={renoise_steps} should be from 0 to steps={steps}")
+        raise ValueError(
+            f"{assignment('renoise_steps', renoise_steps)} should be from 0 to {assignment('steps', steps)}"
+        )
     if not all(np.isfinite(value) and value > 0 for value in temperature) or len(temperature) != 2:
-        raise ValueError(f"temperature={temperature} should be two positive numbers, for the first and last steps")
+        raise ValueError(
+            f"{assignment('temperature', temperature)} should be two positive numbers, for the first and last steps"
+        )
     times = np.linspace(1, 0, steps + 1)
     row = TokenRow(np.linspace(*temperature, steps), times[1:], np.arange(steps) < renoise_steps)
     return table(times[:-1], row)

@@ -9,13 +9,11 @@ from typing import Any
 
 import jax
 
+from sega_jax.method.naming import assignment, name_of
+
 # Programs are analysed only if their pictures take more than this fraction of the memory. The analysis takes time, and
 # a network's temporary memory is much larger than its pictures.
 _SMALL = 1e-3
-_REMEDY = (
-    "reduce the number of pictures, the number of concepts or the picture size, use rows_at_once or tiled if the call"
-    " supports them, or load with dtype='bfloat16'"
-)
 
 
 @contextmanager
@@ -32,7 +30,7 @@ def enough_memory(shape: tuple[int, ...]) -> Iterator[None]:
         if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error).lower():
             raise
         raise MemoryError(
-            f"a batch of shape {shape} (rows first) does not fit in the device's memory; {_REMEDY}"
+            f"a batch of shape {shape} (rows first) does not fit in the device's memory; {_remedy()}"
         ) from error
 
 
@@ -86,8 +84,16 @@ def check_programs(programs: Mapping[str, Any], shape: tuple[int, ...], device: 
         if needed > memory_of(device):
             raise MemoryError(
                 f"a batch of shape {shape} (rows first) needs {_gib(needed)} to {name}, but only"
-                f" {_gib(memory_of(device))} of memory is available; {_REMEDY}"
+                f" {_gib(memory_of(device))} of memory is available; {_remedy()}"
             )
+
+
+def _remedy() -> str:
+    return (
+        "reduce the number of pictures, the number of concepts or the picture size, use"
+        f" {name_of('rows_at_once')} or {name_of('tiled')} if the model supports them, or load with"
+        f" {assignment('dtype', 'bfloat16')}"
+    )
 
 
 def _gib(size: float) -> str:

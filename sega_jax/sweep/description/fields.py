@@ -160,7 +160,8 @@ def _scheduler(label: str, value: Any, folder: Path) -> str:
     try:
         checked_scheduler(value)
     except ValueError as error:
-        raise ValueError(f"{label}: {error}") from None
+        # The message starts with the name that ends the label.
+        raise ValueError(f"{label.removesuffix('scheduler')}{error}") from None
     return value
 
 

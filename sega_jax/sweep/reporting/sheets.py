@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageOps
 
+from sega_jax.method.naming import name_of
 from sega_jax.pipelines.captions import Font, Segment, distinct
 from sega_jax.pipelines.fonts import announce
 from sega_jax.sweep.reporting.results import Results, Row
@@ -70,7 +71,10 @@ def sheets(
         if axis not in results.axes:
             raise ValueError(f"{axis!r} is not an axis of this sweep; its axes are {', '.join(results.axes) or 'none'}")
         if axis in fixed or given.count(axis) > 1:
-            raise ValueError(f"{axis!r} is used twice; use it once, as across, as down or in fixed")
+            raise ValueError(
+                f"{axis!r} is used twice; use it once, as {name_of('across')}, as"
+                f" {name_of('down')} or in {name_of('fixed')}"
+            )
     across, down = _chosen(results, across, down, fixed)
     announce({show(row[axis]) for row in results.where(fixed) for axis in results.axes})
     columns, lines = (_values(results, axis, fixed) for axis in (across, down))

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from sega_jax.method.checks import check_int
+from sega_jax.method.naming import assignment
 from sega_jax.pipelines.adapter_options import Pairs
 from sega_jax.pipelines.adapters import with_adapters
 from sega_jax.pipelines.messages import collected, ignored, warn
@@ -201,7 +202,9 @@ def _worker(worker: Any) -> tuple[int, int]:
     if worker is None:
         return jax.process_index(), jax.process_count()
     if not isinstance(worker, Sequence) or isinstance(worker, str) or len(worker) != 2:
-        raise TypeError(f"worker={worker!r} should be the worker's number and the number of workers, such as (2, 16)")
+        raise TypeError(
+            f"{assignment('worker', worker)} should be the worker's number and the number of workers, such as (2, 16)"
+        )
     workers = check_int("worker: the number of workers", worker[1], 1, _MAX_WORKERS)
     return check_int("worker: its number", worker[0], 1, workers) - 1, workers
 

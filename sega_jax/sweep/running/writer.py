@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from sega_jax.method.naming import name_of
 from sega_jax.pipelines import png
 from sega_jax.pipelines.pipeline import Pipeline
 from sega_jax.sweep.planning.plan import Plan
@@ -125,7 +126,9 @@ class BatchWriter:
                 self._new.add(name)
         except MemoryError:
             # The devices' memory is not the reason, so fewer rows would not help.
-            raise OSError(f"this machine has too little memory to write the picture {name}; use fewer --rows") from None
+            raise OSError(
+                f"this machine has too little memory to write the picture {name}; use fewer {name_of('rows')}"
+            ) from None
         finally:
             with self._lock:
                 self._pending -= 1
