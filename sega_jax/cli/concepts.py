@@ -5,13 +5,14 @@ Words that would be misread, such as words with a leading minus, are written as 
 
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from sega_jax.cli.edit_spelling import corrected, misspelt
 from sega_jax.cli.options import bracketed, sentence
 from sega_jax.demo.settings import RECOMMENDED
 from sega_jax.demo.training.wording import known_words
-from sega_jax.method.argument_kinds import Integer
 from sega_jax.method.arguments import arguments
 from sega_jax.method.guidance import Edit
 from sega_jax.pipelines.messages import warn
@@ -19,6 +20,10 @@ from sega_jax.pipelines.recommended import Recommended
 from sega_jax.systems.call import Call
 
 _SETTINGS = {name: one for name, one in arguments(Edit).items() if name != "concept"}
+# Examples of values, for suggestions.
+_EXAMPLES = {name: 20.0 if one.default is None else one.default for name, one in _SETTINGS.items()}
+_EXAMPLES |= {name: one.default for name, one in arguments(Call).items() if name in _EXAMPLES}
+_LONGEST = 80  # the number of characters of an edit that error messages show
 # Examples of concepts that the demo model knows.
 DEMO_WORDS = ("glasses", "sunglasses", "smile", "beard", "hat", "beanie", "curly hair", "blue hair", "hoodie")
 
@@ -57,28 +62,78 @@ def parse_edit(text: str) -> Edit:
     """Parses an edit of the form `[-]WORDS[:NAME=VALUE,...]`. A leading minus means that the edit removes the concept.
 
     Raises:
-        ValueError: there are no words, a setting is unknown, or a value is not a number or is out of range.
+        ValueError: there are no words, they contain misspelt settings, a setting is unknown, or a value is not a number
+            or is out of range. The message suggests a spelling.
+    """
+    try:
+        return _parsed(text)
+    except _SpellingError as error:
+        concept, tail = error.parts
+        suggestion = corrected(concept, tail, _EXAMPLES)
+        try:
+            _parsed(suggestion or "")
+        except ValueError:
+            suggestion = None
+        raise ValueError(f"--edit {_shown(text)}: {error}{_remedy(text, suggestion)}") from None
+    except ValueError as error:
+        raise ValueError(f"--edit {_shown(text)}: {error}") from None
+
+
+class _SpellingError(ValueError):
+    """Raised for an edit with misspelt settings.
+
+    Args:
+        concept, tail: the two parts of the edit, before and after the beginning of the settings.
+    """
+
+    def __init__(self, problem: str, concept: str, tail: str):
+        super().__init__(problem)
+        self.parts = concept, tail
+
+
+def _remedy(text: str, suggestion: str | None) -> str:
+    """Returns the end of the error message for an edit with misspelt settings."""
+    if suggestion is None:
+        remedy = f"; write settings as in glasses:scale=5. The settings are {', '.join(_SETTINGS)}."
+    else:
+        remedy = f"; did you mean {_shown(suggestion)}?"
+    if _quoted(text.removeprefix("-")) is not None:
+        return remedy
+    minus = "-" if text.startswith("-") else ""
+    words = minus + json.dumps(text.removeprefix("-"), ensure_ascii=False)
+    return f"{remedy} If all of this is the concept, write it in quotation marks: --edit {_shown(words)}"
+
+
+def _shown(text: str) -> str:
+    return shlex.quote(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}...")
+
+
+def _parsed(text: str) -> Edit:
+    """Parses an edit as `parse_edit` does, with error messages that do not repeat the text.
+
+    Raises:
+        _SpellingError, ValueError: As for `parse_edit`.
     """
     removes = text.startswith("-")
     words, rest = _quoted(text.removeprefix("-")) or _plain_words(text)
     values: dict[str, Any] = {}
     for entry in filter(None, (part.strip() for part in rest.split(","))):
-        name, _, value = (part.strip() for part in entry.partition("="))
+        name, equals, value = (part.strip() for part in entry.partition("="))
         name = name.replace("-", "_")
-        if name not in _SETTINGS or name in values:
-            raise ValueError(
-                f"--edit {text!r}: {name!r} is {'given twice' if name in values else 'unknown'}; the settings are"
-                f" {', '.join(_SETTINGS)}"
-            )
-        is_integer = isinstance(_SETTINGS[name].kind, Integer)
-        try:
-            values[name] = int(value) if is_integer else float(value)
-        except ValueError:
-            kind = "a whole number" if is_integer else "a number"
-            raise ValueError(f"--edit {text!r}: {name}={value!r} should be {kind}") from None
+        parts = text.removesuffix(rest), rest
+        if not equals:
+            raise _SpellingError(f"{entry!r} has no value, or no name", *parts)
+        if name not in _SETTINGS:
+            raise _SpellingError(f"{name!r} is unknown", *parts)
+        if name in values:
+            raise ValueError(f"{name!r} is given twice; give it once")
+        if re.search(r"[=:;|\s]", value):
+            raise _SpellingError(f"{name}={value} is not a single number", *parts)
+        # The label keeps this setting apart from the option of the same name, as in --momentum-scale.
+        values[name] = _SETTINGS[name].kind.parse(f"the setting {name}", value)
     if removes:
         if values.get("scale", 0) < 0:
-            raise ValueError(f"--edit {text!r}: the leading minus already removes the concept; give a positive scale")
+            raise ValueError("the leading minus already removes the concept; give a positive scale")
         values["scale"] = -values.get("scale", Edit("").scale)
     return Edit(words, **values)
 
@@ -99,22 +154,17 @@ def _plain_words(text: str) -> tuple[str, str]:
     """Returns the words and the settings of an edit whose words are not in quotation marks.
 
     Raises:
-        ValueError: there are no words, or they look like settings.
+        ValueError: there are no words, or they contain misspelt settings.
     """
     words, colon, rest = text.rpartition(":")
     if not colon or "=" not in rest:
         words, rest = text, ""
-    words = words.removeprefix("-").strip()
-    if not words:
-        raise ValueError(
-            f"--edit {text!r} names no concept; write words such as glasses, or -beard to remove a concept"
-        )
-    if misplaced := re.search(rf"[:,]\s*({'|'.join(_SETTINGS)})\s*[:=]", words.replace("-", "_")):
-        raise ValueError(
-            f"--edit {text!r}: {misplaced[1]!r} looks like a setting; settings follow one colon, as in"
-            f' "{words[: misplaced.start()]}:{misplaced[1]}=5"'
-        )
-    return words, rest
+    begin = misspelt(words, _EXAMPLES)
+    if not words[:begin].removeprefix("-").strip(" :"):
+        raise ValueError("there is no concept; write it first, as in glasses, -beard or glasses:scale=5")
+    if begin is not None:
+        raise _SpellingError("settings follow the concept and a colon, as NAME=VALUE", text[:begin], text[begin:])
+    return words.removeprefix("-").strip(), rest
 
 
 def format_edit(edit: Edit) -> str:

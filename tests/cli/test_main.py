@@ -179,10 +179,10 @@ def test_any_words_can_be_written_and_read_again():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "names no concept"),
-        ("-", "names no concept"),
-        (":scale=3", "names no concept"),
-        ("x:scales=3", "'scales' is unknown; the settings are scale"),
+        ("", "there is no concept"),
+        ("-", "there is no concept"),
+        (":scale=3", "there is no concept"),
+        ("x:scales=3", "'scales' is unknown; did you mean x:scale=3\\?"),
         ("x:scale=3,scale=4", "'scale' is given twice"),
         ("x:scale=big", "should be a number"),
         ("x:warmup=2.5", "should be a whole number"),

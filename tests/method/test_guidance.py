@@ -330,8 +330,8 @@ def test_errors_list_the_known_choices(name, known):
         ("warmup", [-1, 2**31], f"from 0 to {NEVER}"),
         ("cooldown", [-1, 2**31], f"from 0 to {NEVER}"),
         ("weight", [-1, np.nan, np.inf], "negative scale"),
-        ("momentum_scale", [-0.1, 1.1, np.nan], r"in \[0, 1\]; None uses the call's value"),
-        ("momentum_beta", [-0.1, 1.1, np.nan], r"in \[0, 1\]; None uses the call's value"),
+        ("momentum_scale", [-0.1, 1.1, np.nan], r"in \[0, 1\]; leave it out to use the call's value"),
+        ("momentum_beta", [-0.1, 1.1, np.nan], r"in \[0, 1\]; leave it out to use the call's value"),
     ],
 )
 def test_edit_rejects_values_out_of_range(field, values, remedy):

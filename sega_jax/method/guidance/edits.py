@@ -100,13 +100,13 @@ class Edit:
     )
     momentum_scale: float | None = argument(
         None,
-        Real(0, 1, "None uses the call's value"),
+        Real(0, 1, "leave it out to use the call's value"),
         "the scale of the momentum, s_m; None uses the call's value",
         shell_help="how much of the edit's earlier effect is added at every model call",
     )
     momentum_beta: float | None = argument(
         None,
-        Real(0, 1, "None uses the call's value"),
+        Real(0, 1, "leave it out to use the call's value"),
         "the decay of the momentum, beta; None uses the call's value",
         shell_help="how slowly this earlier effect changes",
     )
