@@ -1,6 +1,7 @@
 """Encodes the texts of a batch, and joins them into the text conditioning that `advance` takes."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -8,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sega_jax.method.arguments import arguments
+from sega_jax.method.naming import assignment
 from sega_jax.pipelines.batch import Batch, Words
 from sega_jax.pipelines.loaded_checkpoint import LoadedCheckpoint
 from sega_jax.pipelines.messages import warn
@@ -49,7 +52,13 @@ def read_words(pipe: LoadedCheckpoint, words: Sequence[str], options: Mapping[st
     check_reads(pipe, words)
     reader = pipe.system.text
     encode = Encode(reader.networks(pipe.models), pipe.embeddings)
-    return reader.read(words, pipe.tokenizer, encode, warn, **options)
+    return reader.read(words, pipe.tokenizer, encode, partial(_warn, pipe), **options)
+
+
+def _warn(pipe: LoadedCheckpoint, message: str) -> None:
+    """Warns of a truncated text, and adds the remedy."""
+    longer = f"give {assignment('long_prompts', True)} to read all of it, or shorten it"
+    warn(f"{message}; {longer if 'long_prompts' in arguments(pipe.system.call) else 'shorten it'}")
 
 
 def join(pipe: LoadedCheckpoint, texts: Sequence[Any], options: Mapping[str, Any] = MappingProxyType({})) -> Any:

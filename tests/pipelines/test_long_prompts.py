@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from sega_jax import ClipText, Edit
+from sega_jax.method.naming import Option, as_options
 from sega_jax.text.prompt_weights import Reading, chunks
 
 LONG = "a cat, black, on a mat"  # 17 letters and commas, each of which is one token; a chunk has room for 10
@@ -54,6 +55,13 @@ def test_truncation_warns_at_the_callers_line(small):
     with pytest.warns(UserWarning, match="cut from the end of 'a cat, black, on a mat'") as caught:
         small(LONG, weighted=True, steps=1, output="latent")
     assert caught[0].filename == __file__
+    assert str(caught[0].message).endswith("; give long_prompts=True to read all of it, or shorten it")
+
+
+def test_truncation_names_the_option_in_the_shell(small):
+    options = {"long_prompts": Option("--long-prompts")}
+    with as_options(options), pytest.warns(UserWarning, match="; give --long-prompts to read all of it, or shorten it"):
+        small.encode(LONG)
 
 
 def test_invalid_arguments(small, first):
