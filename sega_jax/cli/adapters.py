@@ -11,6 +11,7 @@ import click
 from sega_jax.cli.options import only_for
 from sega_jax.cli.stages import later_stages
 from sega_jax.method.checks import check_float
+from sega_jax.method.naming import assignment
 from sega_jax.pipelines.cascade import FIRST
 from sega_jax.pipelines.load_options import ADAPTERS
 from sega_jax.systems.base import System
@@ -74,8 +75,8 @@ def check(chosen: Mapping[str, Any], stages: Mapping[str, Any]) -> None:
             was not given.
     """
     tokenizer = chosen.get("tokenizer")
-    if tokenizer is not None and not Path(tokenizer).expanduser().is_dir():
-        raise FileNotFoundError(f"--tokenizer {tokenizer} is not a folder; correct the path")
+    if tokenizer is not None and not (tokenizer and Path(tokenizer).expanduser().is_dir()):
+        raise FileNotFoundError(f"{assignment('--tokenizer', tokenizer)} is not a folder; correct the path")
     for name in (name for name in names() if name in chosen):
         option = _option_name(name)
         stage = _stage(name)
@@ -155,6 +156,8 @@ def _stage(name: str) -> str:
 def _pairs(chosen: Mapping[str, Any], name: str) -> list[tuple[str, Any]]:
     """Returns (file, scale) for each LoRA in an option's value, or (file, word or None) for each textual inversion."""
     read = _lora if name.endswith("lora") else _word
+    if "" in chosen[name]:
+        raise ValueError(f"{_option_name(name)} '' is empty; give a file, or leave the option out")
     return [read(_option_name(name), text) for text in chosen[name]]
 
 

@@ -15,6 +15,7 @@ from sega_jax.demo.settings import RECOMMENDED
 from sega_jax.demo.training.wording import known_words
 from sega_jax.method.arguments import arguments
 from sega_jax.method.guidance import Edit
+from sega_jax.method.guidance.edits import THRESHOLD, WARMUP
 from sega_jax.pipelines.messages import warn
 from sega_jax.pipelines.recommended import Recommended
 from sega_jax.systems.call import Call
@@ -22,6 +23,7 @@ from sega_jax.systems.call import Call
 _SETTINGS = {name: one for name, one in arguments(Edit).items() if name != "concept"}
 # Examples of values, for suggestions.
 _EXAMPLES = {name: 20.0 if one.default is None else one.default for name, one in _SETTINGS.items()}
+_EXAMPLES |= {"threshold": THRESHOLD, "warmup": WARMUP}
 _EXAMPLES |= {name: one.default for name, one in arguments(Call).items() if name in _EXAMPLES}
 _LONGEST = 80  # the number of characters of an edit that error messages show
 # Examples of concepts that the demo model knows.

@@ -23,6 +23,7 @@ from sega_jax.cli.options import (
 from sega_jax.cli.terminal import echo, json_on_stdout, json_option, remember_compilations, versions, writable
 from sega_jax.method.arguments import arguments
 from sega_jax.method.guidance import Edit
+from sega_jax.method.naming import assignment
 from sega_jax.pipelines import loading, sources
 from sega_jax.pipelines.cascade import FIRST
 from sega_jax.pipelines.load_options import LoadOptions
@@ -80,8 +81,8 @@ def edit(model: str | None, prompt: str, edits: tuple[str, ...], out: str, as_js
         given = Command.of(options)
         if model is None and "revision" in given.load:
             raise ValueError(
-                f"--revision {given.load['revision']} needs a repository on the hub; name it with --model, or leave"
-                " --revision out"
+                f"{assignment('--revision', given.load['revision'])} needs a repository on the hub; name it with"
+                " --model, or leave --revision out"
             )
         seeds = _check_early(given)
         concepts = [parse_edit(text) for text in edits]
@@ -91,9 +92,11 @@ def edit(model: str | None, prompt: str, edits: tuple[str, ...], out: str, as_js
                 check_known(one)
         folder = writable(Path(out))
         config = given.load.get("config")
-        source = sources.find(model or loading.DEMO, given.load.get("revision"), config, given=given.load)
+        source = sources.find(
+            loading.DEMO if model is None else model, given.load.get("revision"), config, given=given.load
+        )
         given = _located(given, source, model)
-        name = model or "the demo model"
+        name = "the demo model" if model is None else model
         _check_family(source.system, name, given)
         if moving is not None:
             moving.check_family(source.system, name)

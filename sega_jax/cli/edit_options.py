@@ -1,10 +1,12 @@
 """The options of `sega-jax edit`, and its help pages: a short page, and a page with all options."""
 
+import shlex
+
 import click
 
 from sega_jax.cli import adapters, animation, stages
 from sega_jax.cli.concepts import setting_rows
-from sega_jax.cli.options import call_options, families, load_arguments, option
+from sega_jax.cli.options import call_options, families, load_arguments, not_empty, option
 from sega_jax.method.arguments import arguments
 from sega_jax.pipelines import help_pages
 from sega_jax.pipelines.load_options import ADAPTERS
@@ -24,7 +26,12 @@ _MODEL = click.Option(
     " cascade, its first stage.  [default: the built-in demo model, which draws cartoon portraits]",
 )
 _OUT = click.Option(
-    ["--out"], default="sega-jax-out", show_default=True, metavar="FOLDER", help="The folder for the pictures."
+    ["--out"],
+    default="sega-jax-out",
+    show_default=True,
+    metavar="FOLDER",
+    callback=not_empty,
+    help="The folder for the pictures.",
 )
 # The options of the short page, in its order.
 _COMMON = (
@@ -48,6 +55,21 @@ class EditCommand(help_pages.Command):
         loads = [option(one) for one in load_arguments().values()]
         own = [*common, *options.values(), *animation.options(), *loads, *adapters.options(), *stages.options()]
         return [*own, *super().get_params(ctx), help_pages.help_all_option()]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parses the command line.
+
+        Raises:
+            click.UsageError: the command line is malformed, for example because a prompt is given without --prompt.
+        """
+        given, words, _ = self.make_parser(ctx).parse_args(args=list(args))
+        if words and "prompt" not in given and not ctx.resilient_parsing:
+            raise click.UsageError(f"name the prompt with --prompt, as in --prompt {shlex.quote(' '.join(words))}", ctx)
+        if words and not ctx.resilient_parsing:
+            raise click.UsageError(
+                f"{shlex.quote(words[0])} belongs to no option; write texts with spaces in quotation marks", ctx
+            )
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the common options, the settings of concepts and, on the page with all options, the others."""

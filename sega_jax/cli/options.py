@@ -55,6 +55,13 @@ def option(argument: Argument, *, prefix: str = "", help: str | None = None) -> 
     return click.Option([name], type=kind, metavar=metavar, help=text)
 
 
+def not_empty(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Checks that a path is not empty, because it would mean the current folder. The function is a click callback."""
+    if value == "":
+        raise click.BadParameter("it is empty; give a path", ctx, parameter)
+    return value
+
+
 def call_options(every_default: bool = True) -> list[click.Option]:
     """Returns the options for all families' calls. Each help text names the families that have the option, and their
     defaults.

@@ -1,5 +1,6 @@
 """Defines `sega-jax sweep FILE`, and the command `measure` for a sweep's folder."""
 
+import shlex
 import time
 from collections.abc import Callable
 from functools import partial
@@ -10,9 +11,11 @@ import jax
 
 from sega_jax import sweep as sweeps
 from sega_jax.cli import sweep_format
+from sega_jax.cli.options import not_empty
 from sega_jax.cli.sweep_files import plot, report, sheet
 from sega_jax.cli.sweep_status import status, time_left
 from sega_jax.cli.terminal import echo, remember_compilations, writable
+from sega_jax.method.checks import did_you_mean
 from sega_jax.pipelines.help_pages import Group, write_section
 from sega_jax.pipelines.progress import plainly
 from sega_jax.sweep.running.records import arrow
@@ -23,6 +26,9 @@ class _FileOrCommand(Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in (*self.commands, *ctx.help_option_names, "--example"):
+            hint = did_you_mean(args[0], self.commands)
+            if hint and not Path(args[0]).exists():
+                raise click.UsageError(f"{args[0]} is neither a file nor a command{hint}", ctx)
             args = ["run", *args]
         return super().parse_args(ctx, args)
 
@@ -66,6 +72,7 @@ def sweep() -> None:
 @click.option(
     "--out",
     metavar="FOLDER",
+    callback=not_empty,
     help="The folder for the pictures: a path, or a URL such as gs://...  [default: sega-jax-out/NAME for NAME.toml]",
 )
 @click.option(
@@ -192,7 +199,9 @@ def _worker(text: str | None) -> tuple[int, int] | None:
         return None
     number, _, workers = text.partition("/")
     if not (number.isdecimal() and workers.isdecimal() and 1 <= int(number) <= int(workers)):
-        raise ValueError(f"--worker {text} should be the worker's number and the number of workers, such as 2/16")
+        raise ValueError(
+            f"--worker {shlex.quote(text)} should be the worker's number and the number of workers, such as 2/16"
+        )
     return int(number), int(workers)
 
 
@@ -230,6 +239,8 @@ def measure(folder: str, words: tuple[str, ...], distance: bool, clip: Path | No
         metrics = {f"judge {word}": sweeps.judge(word) for word in words}
         metrics |= {"distance": sweeps.distance(results)} if distance else {}
         metrics |= {"clip": sweeps.clip_score(clip, text)} if clip is not None else {}
+        if text is not None and clip is None:
+            raise ValueError("--text is given without --clip; give the folder of a CLIP model with --clip")
         if not metrics:
             raise ValueError("nothing to measure; give --judge, --distance or --clip")
         measured = sweeps.measure(folder, metrics)

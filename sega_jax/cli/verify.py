@@ -13,6 +13,7 @@ from sega_jax.cli.options import load_arguments, option, parsed
 from sega_jax.cli.terminal import echo, remember_compilations, versions
 from sega_jax.diffusers_api import published_pictures
 from sega_jax.diffusers_api.stable_diffusion import SemanticStableDiffusionPipeline
+from sega_jax.method.checks import check_float
 from sega_jax.pipelines import sources
 from sega_jax.pipelines.help_pages import Command
 from sega_jax.pipelines.load_options import LoadOptions
@@ -68,7 +69,8 @@ def verify(ctx: click.Context, model: str, tolerance: float, noise: Path, **opti
     pasted into an issue. The exit status is 0 if all three pictures are equal within the tolerance, and 1 otherwise.
     """
     with plainly():
-        given = parsed(LoadOptions, {name: value for name, value in options.items() if value})
+        given = parsed(LoadOptions, {name: value for name, value in options.items() if value not in (None, False)})
+        check_float("--tolerance", tolerance, 0, 1)  # click accepts NaN
         LoadOptions(model, **given)
         pictures = published_pictures.PICTURES
         noises = [published_pictures.noise(picture.seed, noise) for picture in pictures]

@@ -55,11 +55,15 @@ def read(path: Path) -> dict[str, Any]:
             image.load()
             text = _text(image)
     except FileNotFoundError:
-        raise ValueError(f"{path} does not exist") from None
+        raise ValueError(f"{path} does not exist; correct the path") from None
+    except IsADirectoryError:
+        pictures = sorted([*path.glob("*.png"), *path.glob("pictures/*.png")])
+        example = f", such as {pictures[-1]}" if pictures else ""
+        raise ValueError(f"{path} is a folder; give the file of a picture{example}") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as a picture ({error})") from None
+        raise ValueError(f"{path} cannot be read as a picture ({error}); give a file that sega-jax wrote") from None
     if text is None:
-        raise ValueError(f"{path} was not made by sega-jax: it has no settings")
+        raise ValueError(f"{path} was not made by sega-jax: it has no settings; give a file that sega-jax wrote")
     try:
         value = json.loads(text)
     except (RecursionError, TypeError, ValueError):

@@ -375,6 +375,8 @@ def test_the_shell(folder, tmp_path, monkeypatch):
         (["sheet", folder, "--out", "a.png", "--where", "seed=9"], "no picture has seed=9; its values are 3, 1"),
         (["sheet", folder, "--where", "seed=1", "--where", "seed=3"], "--where seed=3: seed already has a value"),
         (["measure", folder], "nothing to measure; give --judge, --distance or --clip"),
+        (["measure", folder, "--distance", "--text", "a"], "--text is given without --clip"),
+        (["measure", folder, "--clip", __file__], f"{__file__} is not a folder; give a local folder with a CLIP model"),
         (["report", tmp_path, "--out", "a.html"], "has no plan.json"),
     ):
         result = shell(*words)

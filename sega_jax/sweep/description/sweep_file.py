@@ -277,6 +277,10 @@ class Sweep:
             content = tomllib.loads(path.read_text("utf-8-sig"))
         except FileNotFoundError:
             raise FileNotFoundError(f"{path} does not exist; give the TOML file of a sweep") from None
+        except IsADirectoryError:
+            progress = f", or run sega-jax sweep status {path} to see its progress"
+            is_sweep = (path / "plan.json").is_file()
+            raise ValueError(f"{path} is a folder; give the TOML file of a sweep{progress * is_sweep}") from None
         except OSError as error:
             raise ValueError(f"{path} cannot be read ({error.strerror})") from None
         except UnicodeDecodeError:

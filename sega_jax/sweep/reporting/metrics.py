@@ -213,6 +213,7 @@ def clip_score(folder: str | Path, text: str | None = None) -> Metric:
         text: the text to compare with; if None, each picture is compared with its prompt.
 
     Raises:
+        FileNotFoundError: the folder does not exist.
         CheckpointError: a file of the model is missing or broken.
 
     Example:
@@ -221,6 +222,11 @@ def clip_score(folder: str | Path, text: str | None = None) -> Metric:
         >>> results = sweep.measure("sega-jax-out/glasses", {"CLIP score": score})  # doctest: +SKIP
     """
     folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder} is not a folder; give a local folder with a CLIP model, such as a copy of"
+            " openai/clip-vit-base-patch32"
+        )
     config = read_json(folder / "config.json")
     try:
         width = {"projection_dim": config.get("projection_dim", 512)}
