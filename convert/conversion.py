@@ -16,7 +16,7 @@ from convert import deepfloyd
 from convert.flax_configs import of_torch_classes
 from sega_jax.method.checks import did_you_mean
 from sega_jax.method.naming import assignment
-from sega_jax.pipelines.load_options import whole_dtype
+from sega_jax.pipelines.device_defaults import whole_dtype
 from sega_jax.pipelines.loading import describe
 from sega_jax.pipelines.messages import warn
 from sega_jax.pipelines.progress import bar

@@ -10,8 +10,8 @@ from sega_jax.nn.unet import UNet2DConditionModel as UNet
 from sega_jax.nn.unet import UNetConfig
 from sega_jax.nn.vae import AutoencoderConfig
 from sega_jax.nn.vae import AutoencoderKL as Autoencoder
+from sega_jax.pipelines.device_defaults import pick_attention, pick_dtype
 from sega_jax.pipelines.execution.devices import Devices
-from sega_jax.pipelines.load_options import pick_attention, pick_dtype
 from sega_jax.pipelines.loading import filled
 from sega_jax.pipelines.network_sources import NetworkSource, find_network
 from sega_jax.systems.base import Network

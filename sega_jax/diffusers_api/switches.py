@@ -12,8 +12,8 @@ import numpy as np
 
 from sega_jax.diffusers_api.torch_values import devices_of, is_dtype
 from sega_jax.method.checks import check_float
+from sega_jax.pipelines.device_defaults import pick_dtype
 from sega_jax.pipelines.execution.devices import Devices
-from sega_jax.pipelines.load_options import pick_dtype
 from sega_jax.pipelines.messages import collected
 from sega_jax.pipelines.pipeline import Pipeline
 

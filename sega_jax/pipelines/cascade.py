@@ -20,8 +20,9 @@ from sega_jax.method.naming import assignment, name_of, of_stage
 from sega_jax.pipelines import diffusers_names, loading, part_loading
 from sega_jax.pipelines.cascade_texts import are_words, cleaned, with_words, words_of
 from sega_jax.pipelines.components import checked_scheduler
+from sega_jax.pipelines.device_defaults import pick_attention, pick_dtype
 from sega_jax.pipelines.execution.devices import Devices
-from sega_jax.pipelines.load_options import check_checker, pick_attention, pick_dtype
+from sega_jax.pipelines.load_options import check_checker
 from sega_jax.pipelines.messages import collected, muted, warn
 from sega_jax.pipelines.pipeline import Output, Pipeline
 from sega_jax.pipelines.run import warn_of_pictures

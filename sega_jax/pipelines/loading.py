@@ -15,8 +15,9 @@ from sega_jax.method.naming import assignment, name_of
 from sega_jax.nn.safety import SafetyCheckerConfig, StableDiffusionSafetyChecker
 from sega_jax.pipelines.adapters import lora_changes, new_words
 from sega_jax.pipelines.components import as_module, as_scheduler, check_training
+from sega_jax.pipelines.device_defaults import pick_attention, pick_dtype
 from sega_jax.pipelines.execution.devices import Devices
-from sega_jax.pipelines.load_options import ADAPTERS, LoadOptions, pick_attention, pick_dtype
+from sega_jax.pipelines.load_options import ADAPTERS, LoadOptions
 from sega_jax.pipelines.load_options import DEMO as DEMO
 from sega_jax.pipelines.messages import collected, warn
 from sega_jax.pipelines.network_sources import NetworkSource, find_network

@@ -8,9 +8,9 @@ import jax
 from jax.typing import DTypeLike
 
 from sega_jax.pipelines.adapters import lora_changes, new_words
+from sega_jax.pipelines.device_defaults import pick_dtype
 from sega_jax.pipelines.execution.devices import Devices
 from sega_jax.pipelines.execution.embedding_cache import EmbeddingCache
-from sega_jax.pipelines.load_options import pick_dtype
 from sega_jax.pipelines.loading import describe, filled, load
 from sega_jax.pipelines.messages import warn
 from sega_jax.pipelines.pipeline import Pipeline

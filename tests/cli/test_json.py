@@ -12,7 +12,7 @@ from support.sweeping import hat_plan
 from sega_jax import sweep
 from sega_jax.cli.main import main
 from sega_jax.cli.terminal import as_json
-from sega_jax.pipelines import png
+from sega_jax.pipelines import png, stored_settings
 
 pytestmark = pytest.mark.usefixtures("one_by_default")
 ODD = "a caf\u00e9, \u732b \U0001f3a9 \u202e\x1b[31m \x7f\t"
@@ -59,9 +59,9 @@ def test_edit_prints_its_pictures_and_settings(least_folder, tmp_path):
     for one in printed["pictures"]:
         assert list(one) == ["file", "seed", "kind", "flagged", "finite"]
         assert (one["flagged"], one["finite"]) == (None, True)
-        stored = png.settings(Path(one["file"]))
+        stored = stored_settings.read(Path(one["file"]))
         assert {**printed["settings"], "picture": one["kind"], "seed": one["seed"]} == stored
-    assert {**printed["settings"], "picture": "sheet"} == png.settings(Path(printed["sheet"]))
+    assert {**printed["settings"], "picture": "sheet"} == stored_settings.read(Path(printed["sheet"]))
     assert printed["settings"]["prompt"] == ODD
     assert printed["compile_seconds"] > 0
     assert printed["run_seconds"] > 0
@@ -109,7 +109,8 @@ def test_status_prints_progress_and_problems(least_folder, tmp_path):
     plan = hat_plan(least_folder, 3, [1.0, 2.0])
     sweep.keep(plan, tmp_path)
     printed = document(run("sweep", "status", tmp_path, "--json"))
-    expected = sweep.status(tmp_path)._asdict() | {"seconds_left": None, "stages": {}, "problems": []}
+    expected = sweep.status(tmp_path)._asdict() | {"seconds_left": None, "stages": {}}
+    expected |= {"without_files": {"not_finite": 0, "flagged": 0}, "problems": []}
     assert printed == expected
     assert list(printed) == list(expected)
     assert (printed["pictures"], printed["done"], printed["batches_done"]) == (6, 0, 0)

@@ -151,7 +151,7 @@ def test_pictures_that_are_not_finite_in_one_stage(whole, output):
         ({"edited": ["stage3"]}, ValueError, "'stage3' is not a stage of this cascade, which has stage1, stage2, up"),
         ({"stage1": {"image": 3}}, TypeError, "stage1 has image, which the cascade sets"),
         ({"stage1": {"scale": 3}}, TypeError, "scale"),
-        ({"stage2": {"noise_level": 1000}}, ValueError, "--stage2-noise-level 1000 should be from 0 to 999"),
+        ({"stage2": {"noise_level": 1000}}, ValueError, "stage2's noise_level=1000 should be from 0 to 999"),
         ({"upscaler": {"noise_level": 351}}, ValueError, "noise_level=351 should be from 0 to 350"),
         ({"upscaler": {"steps": 0}}, ValueError, "steps=0 should be"),
         ({"stage2": {"height": 16}}, ValueError, "image has 8x8 pixels"),

@@ -8,7 +8,7 @@ from PIL import Image
 from reference import oracle
 from support import tiny
 
-from sega_jax import Edit, SemanticStableDiffusionPipeline
+from sega_jax import Edit, Recommended, SemanticStableDiffusionPipeline
 from sega_jax.method.schedules import from_config
 from sega_jax.systems.latent_space import encode_image
 from sega_jax.systems.programs import INITIAL, POSTERIOR
@@ -46,7 +46,8 @@ def test_a_plain_loop_gives_the_same_pictures(small, out):
     assert out.record.cond.shape[1] == len(at)
     for row in range(2):
         x = np.sqrt(BARS[at[0]]) * clean[row] + np.sqrt(1 - BARS[at[0]]) * z[1][row]
-        settings = {name: [getattr(edit, name) for edit in EDITS] for name in vars(EDITS[0]) if name != "concept"}
+        complete = [Recommended().edit(edit, len(at)) for edit in EDITS]
+        settings = {name: [getattr(edit, name) for edit in complete] for name in vars(complete[0]) if name != "concept"}
         settings |= {"momentum_scale": [0.1] * 2, "momentum_beta": [0.4] * 2}
         uncond, cond, edits = (part[row].astype(float) for part in out.record[1:4])
         sem = oracle.guidance(uncond, edits, **settings, reverse=[False] * 2, semantics="diffusers")

@@ -12,7 +12,7 @@ from reference import oracle
 from support import tiny
 
 import sega_jax
-from sega_jax import Edit, Pipeline, SemanticStableDiffusionPipeline
+from sega_jax import Edit, Pipeline, Recommended, SemanticStableDiffusionPipeline
 from sega_jax.method.schedules import from_config
 
 PROMPTS = ["cat", "dog"]
@@ -50,6 +50,7 @@ def face(small):
 
 def added(record, row, edits, momentum_scale=0.1, momentum_beta=0.4):
     """Computes the oracle's guidance for a row from the recorded predictions."""
+    edits = [Recommended().edit(edit, STEPS) for edit in edits]
     settings = {name: [getattr(edit, name) for edit in edits] for name in vars(edits[0]) if name != "concept"}
     for name, default in (("momentum_scale", momentum_scale), ("momentum_beta", momentum_beta)):
         settings[name] = [default if value is None else value for value in settings[name]]

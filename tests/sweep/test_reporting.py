@@ -296,7 +296,7 @@ def test_the_report_is_a_single_file(folder):
     text = sweep.report(sweep.measure(folder, {"bright": brightness}), title="hats & <more>")
     page = Page(text)
     assert text.count("hats &amp; &lt;more&gt;") == 2
-    assert "<th>prompt</th><td>&#34;a cat&#34;, &#34;a &lt;script&gt;&#34;</td>" in text
+    assert "<th>prompt</th><td><bdi>&#34;a cat&#34;</bdi>, <bdi>&#34;a &lt;script&gt;&#34;</bdi></td>" in text
     assert "made by &lt;b&gt;ours&lt;/b&gt; in float32" in text
     assert not {"more", "script", "b"} & set(page.tags)
     assert page.tags.count("h2") == 3

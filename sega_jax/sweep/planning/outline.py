@@ -7,8 +7,8 @@ import numpy as np
 
 from sega_jax.method.argument_kinds import Real
 from sega_jax.pipelines.batch import Batch
+from sega_jax.pipelines.device_defaults import pick_attention, pick_dtype
 from sega_jax.pipelines.execution.devices import Devices
-from sega_jax.pipelines.load_options import pick_attention, pick_dtype
 from sega_jax.pipelines.messages import muted
 from sega_jax.pipelines.pipeline import Pipeline
 from sega_jax.pipelines.progress import counted
