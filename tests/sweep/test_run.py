@@ -349,7 +349,7 @@ def test_a_sweep_whose_model_cannot_be_loaded_leaves_no_folder(shell, tmp_path, 
         sweep.run(plan, tmp_path / "new")
     assert sweep.kept(tmp_path / "new") == plan
     with pytest.raises(CheckpointError):
-        sweep.run(plan, tmp_path / "shared", worker=(1, 2))
+        sweep.run(plan, tmp_path / "shared", worker=(1, 2), patience=0.2)
     assert sweep.kept(tmp_path / "shared") == plan
 
 
