@@ -202,6 +202,7 @@ def complete(edit: Edit, momentum: Mapping[str, Any]) -> str:
     values = {name: getattr(edit, name) for name in _SETTINGS}
     values |= {name: momentum.get(name) for name, value in values.items() if value is None and name in momentum}
     values |= {"scale": abs(edit.scale)} | ({"cooldown": "never"} if edit.cooldown is None else {})
+    values = {name: "default" if value is None else value for name, value in values.items()}
     shown = (f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items())
     return f"{'-' if edit.scale < 0 else '+'} {edit.concept}: {', '.join(shown)}"
 

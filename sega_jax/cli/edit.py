@@ -18,6 +18,7 @@ from sega_jax.cli.options import (
     check_family,
     load_arguments,
     parsed,
+    plain,
     shell_arguments,
 )
 from sega_jax.cli.terminal import echo, json_on_stdout, json_option, remember_compilations, versions, writable
@@ -104,10 +105,7 @@ def edit(model: str | None, prompt: str, edits: tuple[str, ...], out: str, as_js
         call = parsed(source.system.call, call)
         remember_compilations()
         pipe, make = _load(source, model, given, name)
-        call = {**pipe.recommended.call, **call}
-        calls = len(pipe.system.sampler.table(pipe.system.call(prompt, **call), pipe.scheduler).call)
-        concepts = [pipe.recommended.edit(one, calls) for one in concepts]
-        job = _job(pipe, prompt, concepts, seeds, call, given)
+        job = _job(pipe, prompt, concepts, seeds, call, given, moving)
         job = job._replace(known={"model": None if model is None else sources.place(source)[0], **job.known})
         most = most_seeds(len(pipe.devices), bool(given.stages.get("low_memory")))
         if moving is None:
@@ -185,18 +183,32 @@ def _solver(pipe: Pipeline) -> str:
 
 
 def _job(
-    pipe: Pipeline, prompt: str, concepts: list[Edit], seeds: list[int], call: Mapping[str, Any], given: Command
+    pipe: Pipeline,
+    prompt: str,
+    concepts: list[Edit],
+    seeds: list[int],
+    call: Mapping[str, Any],
+    given: Command,
+    moving: animation.Animation | None,
 ) -> Job:
     """Prints the prompt, seeds and edits, and returns the job, including the settings to be stored in the pictures."""
     declared = shell_arguments(pipe.system.call)
-    values = {name: call.get(name, one.default) for name, one in declared.items() if name not in SEEDS}
+    recommended = pipe.recommended.call
+    complete = {**recommended, **call}
+    values = {name: complete.get(name, one.default) for name, one in declared.items() if name not in SEEDS}
+    calls = len(pipe.system.sampler.table(pipe.system.call(prompt, **complete), pipe.scheduler).call)
+    edits = [pipe.recommended.edit(one, calls) for one in concepts]
     shown = arguments(pipe.system.call)["seed"].kind.show(seeds)
     echo(f"{prompt!r}, {'seed' if len(seeds) == 1 else 'seeds'} {shown}, {values['steps']} steps")
-    for one in concepts:
+    for one in edits:
         echo(f"  {describe(one)}")
-    recommended = pipe.recommended.call
-    if used := {name: call[name] for name in recommended if call[name] == recommended[name]}:
-        echo(f"  as the checkpoint recommends: {', '.join(f'{name} {value:g}' for name, value in used.items())}")
+    used = [name for name in recommended if name not in call and (moving is None or moving.name != name)]
+    if used:
+        shown_settings = (f"{name} {plain(declared[name].kind.show(recommended[name]))}" for name in used)
+        echo(f"  as the checkpoint recommends: {', '.join(shown_settings)}")
+    if moving is not None or any(stage in given.stages for stage in stages.later_stages()):
+        # Each frame or stage has its own threshold and warm-up, unless they are given.
+        edits = concepts
     sizes = pipe.system.sampler.sizes(pipe.models)
     source = to_image(read_picture(call["image"])[0]) if "image" in call else None
     picture = None if source is None else (source.height, source.width)
@@ -206,7 +218,7 @@ def _job(
         "revision": given.load.get("revision"),
         "system": pipe.system.name,
         "prompt": prompt,
-        "edits": [dataclasses.asdict(one) for one in concepts],
+        "edits": [dataclasses.asdict(one) for one in edits],
         "seed": None,
         **{name: value for name, value in values.items() if value is not None},
         **({"recommended": dict(recommended)} if recommended else {}),

@@ -101,10 +101,10 @@ def default_of(argument: Argument) -> str:
         return "on"
     if argument.default_text or argument.default in (None, False, REQUIRED):
         return argument.default_text
-    return _plain(argument.kind.show(argument.default))
+    return plain(argument.kind.show(argument.default))
 
 
-def _plain(number: str) -> str:
+def plain(number: str) -> str:
     """Removes the decimals of whole numbers."""
     return re.sub(r"\.0\b", "", number)
 
@@ -133,7 +133,7 @@ def _shared_option(name: str, having: list[System], every_default: bool) -> clic
     if len(listed) > _MOST_DEFAULTS and not every_default:
         listed = [f"{next(iter(defaults))} for {next(iter(declared))}", "for others, see --help-all"]
     if name in recommended and recommended[name] != first.default:
-        demo = f"{_plain(first.kind.show(recommended[name]))} for the demo model"
+        demo = f"{plain(first.kind.show(recommended[name]))} for the demo model"
         listed = [f"{demo}, otherwise {listed[0]}"] if len(listed) == 1 else [demo, *listed]
     return option(first, help=text + bracketed(listed, _RANGES.get(name, first.kind.range)))
 

@@ -48,6 +48,7 @@ class Argument:
         of_edits: Whether it has no effect on pictures without edits.
         of_text: Whether it changes how texts are encoded.
         of_negative: Whether an argument with `of_text` also applies to negative prompts.
+        recommendable: Whether a checkpoint can recommend a value. Such an argument does not depend on others.
         later: Whether it was added when existing sweeps had already named pictures by hashes of their arguments. The
             hashes omit such an argument if it has its default value, so that existing pictures keep their names.
         name: The name of the field.
@@ -74,6 +75,7 @@ class Argument:
     of_edits: bool = False
     of_text: bool = False
     of_negative: bool = True
+    recommendable: bool = False
     later: bool = False
     name: str = ""
     default: Any = REQUIRED

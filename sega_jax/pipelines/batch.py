@@ -11,6 +11,7 @@ import numpy as np
 from sega_jax.method.arguments import arguments
 from sega_jax.method.checks import brief, check_int, check_text, is_sequence
 from sega_jax.method.guidance import Edit, Edits
+from sega_jax.method.guidance.edits import warmup_of
 from sega_jax.method.naming import assignment
 from sega_jax.method.numerics import floating
 from sega_jax.pipelines.execution.active_concepts import ordered
@@ -268,13 +269,13 @@ def _edits(edits: Any, spread: Spread, check: Callable[[Any], Text]) -> list[tup
 def _check_clocks(rows: list[tuple[Edit, ...]], calls: int, call: Call) -> None:
     for edit in {id(edit): edit for row in rows for edit in row}.values():
         name = brief(edit.concept)
-        if edit.cooldown is not None and edit.cooldown <= edit.begins:
+        if edit.cooldown is not None and edit.cooldown <= warmup_of(edit):
             message = f"the edit {name} ends at cooldown={edit.cooldown}, before it begins at warmup={edit.warmup}"
             if call.strict:
                 raise ValueError(f"{message}; give a cooldown above the warmup, or leave it out")
             acts = "only its momentum acts" if call.semantics == "diffusers" else "it has no effect"
             warn(f"{message}: {acts}")
-        elif edit.begins >= calls:
+        elif warmup_of(edit) >= calls:
             counts = isinstance(call.steps, int) and call.steps != calls
             counted = f" ({assignment('steps', call.steps)} gives {calls} calls)" if counts else ""
             others = any(len(row) > 1 and any(edit is one for one in row) for row in rows)

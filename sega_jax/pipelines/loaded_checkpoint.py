@@ -14,7 +14,7 @@ from sega_jax.pipelines.components import as_scheduler, check_training
 from sega_jax.pipelines.execution.chunks import Chunks
 from sega_jax.pipelines.execution.devices import Devices
 from sega_jax.pipelines.execution.embedding_cache import EmbeddingCache
-from sega_jax.pipelines.recommended import Recommended
+from sega_jax.pipelines.recommended import Recommended, checked
 from sega_jax.pipelines.safety import Safety
 from sega_jax.systems.base import System
 
@@ -71,6 +71,17 @@ class LoadedCheckpoint:
         self.recommended = Recommended() if recommended is None else recommended
         self.chunks = Chunks()
         self.embeddings = EmbeddingCache(system.text.encode, self.devices)
+
+    @property
+    def recommended(self) -> Recommended:
+        """The settings that the checkpoint recommends."""
+        return self._recommended
+
+    @recommended.setter
+    def recommended(self, value: Recommended) -> None:
+        if not isinstance(value, Recommended):
+            raise TypeError(f"recommended={brief(value)} should be a sega_jax.Recommended")
+        self._recommended = checked(value, self.system)
 
     @property
     def components(self) -> dict[str, Any]:

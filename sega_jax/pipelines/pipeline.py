@@ -88,6 +88,8 @@ class Pipeline(LoadedCheckpoint):
     def _call(self, call: Call) -> Output:
         """Generates pictures from the prompts, guided by the edits.
 
+        The settings that the checkpoint recommends (`pipe.recommended`) replace the defaults below.
+
         Returns:
             The pictures and information about them, one entry for each picture.
 
@@ -107,7 +109,8 @@ class Pipeline(LoadedCheckpoint):
         A model call can skip a concept if no row needs it: after its cool-down or, without momentum, during its
         warm-up. Each smaller number of concepts needs a program of its own, which takes as long to compile as the
         program for all concepts. Therefore, pipelines skip concepts only if this method has compiled these programs.
-        Skipping changes the results only by rounding.
+        Skipping changes the results only by rounding. The settings that the checkpoint recommends
+        (`pipe.recommended`) replace the defaults below.
 
         Returns:
             The programs, each with its compilation time in seconds and its temporary memory in bytes.

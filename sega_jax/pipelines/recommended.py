@@ -4,12 +4,12 @@ A checkpoint's folder may contain `recommended_settings.json`:
 
     {
       "call": {"steps": 20, "guidance_scale": 4.0},
-      "add": {"threshold": 0.7, "warmup": 0.4},
-      "remove": {"threshold": 0.9, "warmup": 0.1}
+      "add": {"threshold": 0.7, "warmup_share": 0.4},
+      "remove": {"threshold": 0.9, "warmup_share": 0.1}
     }
 
 A call uses these values for all settings that the user does not give. "add" applies to edits with a positive scale, and
-"remove" to edits with a negative scale. Here, a warm-up is a share of the call's model calls.
+"remove" to edits with a negative scale. `warmup_share` is the warm-up as a share of the call's model calls.
 """
 
 import dataclasses
@@ -17,17 +17,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sega_jax.method.argument_kinds import Flag, Kind, Real
+from sega_jax.method.argument_kinds import Kind, Real
 from sega_jax.method.arguments import Argument, arguments
 from sega_jax.method.checks import brief
 from sega_jax.method.guidance import Edit
 from sega_jax.method.guidance.edits import THRESHOLD, WARMUP
 from sega_jax.systems.base import System
-from sega_jax.systems.call import Prompts, Seeds
-from sega_jax.systems.images import Pictures
 from sega_jax.text.files import CheckpointError, read_json
 
 FILE = "recommended_settings.json"
+_OF_EDITS: dict[str, Kind] = {"threshold": Real(0, 1), "warmup_share": Real(0, 1)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +34,13 @@ class Recommended:
     """The settings that a checkpoint recommends. Without a recommendation, the library's defaults apply.
 
     Attributes:
-        call: Arguments of the family's calls.
-        add: `threshold` and `warmup` for edits that add a concept. A warm-up is a share of the call's model calls, from
-            0 to 1.
+        call: Arguments of the family's calls; see `recommendable`. `pipe.recommended = ...` checks them.
+        add: `threshold` and `warmup_share`, numbers from 0 to 1, for edits that add a concept. The warm-up is the share
+            times the number of model calls, rounded.
         remove: The same settings for edits that remove a concept.
+
+    Raises:
+        TypeError, ValueError: A setting in `add` or `remove` is unknown or out of range.
 
     Example:
         >>> import sega_jax
@@ -49,6 +51,10 @@ class Recommended:
     call: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     add: Mapping[str, float] = dataclasses.field(default_factory=dict)
     remove: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("add", "remove"):
+            object.__setattr__(self, name, _checked(name, getattr(self, name), _OF_EDITS))
 
     def __bool__(self) -> bool:
         return bool(self.call or self.add or self.remove)
@@ -66,7 +72,8 @@ class Recommended:
         if threshold is None:
             threshold = recommended.get("threshold", THRESHOLD)
         if warmup is None:
-            warmup = round(recommended["warmup"] * calls) if "warmup" in recommended else WARMUP
+            share = recommended.get("warmup_share")
+            warmup = WARMUP if share is None else round(share * calls)
         return dataclasses.replace(edit, threshold=threshold, warmup=warmup)
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
@@ -75,14 +82,18 @@ class Recommended:
 
 
 def recommendable(system: System) -> dict[str, Argument]:
-    """Returns {name: argument} for the arguments of a family's calls that a checkpoint can recommend. These are the
-    arguments that sweeps can vary, except texts, seeds, sizes, pictures and flags.
+    """Returns {name: argument} for the arguments of a family's calls that a checkpoint can recommend."""
+    return {name: one for name, one in arguments(system.call).items() if one.recommendable}
+
+
+def checked(recommended: Recommended, system: System) -> Recommended:
+    """Returns recommended settings whose arguments of calls are checked.
+
+    Raises:
+        TypeError, ValueError: An argument is unknown, or its value has the wrong type or is out of range.
     """
-    own = (Prompts, Seeds, Pictures, Flag)
-    declared = {name: one for name, one in arguments(system.call).items() if one.sweep}
-    return {
-        name: one for name, one in declared.items() if not isinstance(one.kind, own) and name not in ("height", "width")
-    }
+    kinds = {name: one.kind for name, one in recommendable(system).items()}
+    return dataclasses.replace(recommended, call=_checked("call", recommended.call, kinds))
 
 
 def read(folder: Path, system: System) -> Recommended:
@@ -92,38 +103,27 @@ def read(folder: Path, system: System) -> Recommended:
         CheckpointError: The file is broken, names an unknown setting, or gives a value that is out of range.
     """
     path = folder / FILE
-    return checked(read_json(path), system, str(path)) if path.is_file() else Recommended()
+    if not path.is_file():
+        return Recommended()
+    contents = read_json(path)
+    known = [field.name for field in dataclasses.fields(Recommended)]
+    if unknown := contents.keys() - known:
+        raise CheckpointError(f"{path} has {min(unknown)!r}, but it may contain only {', '.join(known)}; correct it")
+    try:
+        return checked(Recommended(**contents), system)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
 
 
-def checked(contents: Mapping[str, Any], system: System, name: str) -> Recommended:
-    """Returns the settings in the contents of a file.
-
-    Args:
-        contents: {"call": settings, "add": settings, "remove": settings}; each may be left out.
-        system: The family of the checkpoint.
-        name: The file's name, for error messages.
+def _checked(name: str, settings: Any, kinds: Mapping[str, Kind]) -> dict[str, Any]:
+    """Returns checked settings.
 
     Raises:
-        CheckpointError: As for `read`.
+        TypeError, ValueError: A setting is unknown, or its value has the wrong type or is out of range.
     """
-    of_edits = {"threshold": Real(0, 1), "warmup": Real(0, 1)}
-    of_calls = {setting: one.kind for setting, one in recommendable(system).items()}
-    known: dict[str, Mapping[str, Kind]] = {"call": of_calls, "add": of_edits, "remove": of_edits}
-    tables: dict[str, dict[str, Any]] = {}
-    for key, table in contents.items():
-        if key not in known:
-            raise CheckpointError(f"{name} has {key!r}, but it may contain only {', '.join(known)}; correct the file")
-        if not isinstance(table, Mapping):
-            raise CheckpointError(f"{name}: {key}={brief(table)} should be an object of settings; correct the file")
-        tables[key] = {}
-        for setting, value in table.items():
-            if setting not in known[key]:
-                raise CheckpointError(
-                    f"{name}: {setting!r} in {key!r} is not a setting that a checkpoint of {system.title} can"
-                    f" recommend; the settings are {', '.join(known[key])}"
-                )
-            try:
-                tables[key][setting] = known[key][setting].check_one(f"{key}: {setting}", value)
-            except (TypeError, ValueError) as error:
-                raise CheckpointError(f"{name}: {error}; correct the file") from None
-    return Recommended(**tables)
+    if not isinstance(settings, Mapping):
+        raise TypeError(f"{name}={brief(settings)} should be an object with settings, such as {next(iter(kinds))}")
+    for setting in settings:
+        if setting not in kinds:
+            raise ValueError(f"{name}: {setting!r} cannot be recommended; give only {', '.join(kinds)}")
+    return {setting: kinds[setting].check_one(f"{name}: {setting}", value) for setting, value in settings.items()}

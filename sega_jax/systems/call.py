@@ -260,6 +260,7 @@ class Call:
         Steps(),
         "the number of solver steps. The warm-up and cool-down of edits are counted in model calls instead",
         sweep=True,
+        recommendable=True,
         shell=True,
         shell_help="the number of steps from noise to picture; more steps take longer",
     )
@@ -271,6 +272,7 @@ class Call:
         " take the scale as an input",
         varies="row",
         sweep=True,
+        recommendable=True,
         shell=True,
         shell_help="how strongly the pictures follow the prompt; 1 turns the amplification of the prompt off",
     )
@@ -299,6 +301,7 @@ class Call:
         Real(0, 1),
         "the momentum scale for edits that do not set their own",
         sweep=True,
+        recommendable=True,
         shell=True,
         of_edits=True,
         shell_help="how much of an edit's earlier effect is added at every model call",
@@ -308,6 +311,7 @@ class Call:
         Real(0, 1),
         "the momentum decay for edits that do not set their own",
         sweep=True,
+        recommendable=True,
         shell=True,
         shell_help="how slowly this earlier effect changes; 0 remembers only the last model call",
         of_edits=True,
@@ -318,6 +322,7 @@ class Call:
         "how several concepts are combined; see `sega_jax.sega`",
         varies="program",
         sweep=True,
+        recommendable=True,
         shell=True,
         shell_help='how several concepts are combined: "diffusers" as the library of that name does, "per_concept" each'
         " independently of the others",
@@ -329,6 +334,7 @@ class Call:
         "which entries of a prediction share a threshold; see `sega_jax.sega`",
         varies="program",
         sweep=True,
+        recommendable=True,
         shell=True,
         shell_help="which values a threshold compares with each other: those of one channel, all values of the picture,"
         " its pixels (all channels added up), or those of one position (for models of tokens)",

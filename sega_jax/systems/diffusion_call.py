@@ -54,6 +54,7 @@ class DiffusionCall(Call):
         " all. 0.7 suits zero-SNR checkpoints. Edits are not rescaled",
         varies="row",
         sweep=True,
+        recommendable=True,
         shell=True,
         shell_help="how much to remove of the extra contrast of a high --guidance-scale, from none (0) to all (1)",
     )

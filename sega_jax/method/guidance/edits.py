@@ -118,11 +118,6 @@ class Edit:
                 value = spec.check(getattr(self, name), f"Edit {_brief(self.concept)}: {name}")
                 object.__setattr__(self, name, value)
 
-    @property
-    def begins(self) -> int:
-        """The model call at which the concept begins to act: the warm-up, or the library's default for None."""
-        return WARMUP if self.warmup is None else self.warmup
-
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Edit):
             return NotImplemented
@@ -141,6 +136,12 @@ def _same(one: Any, other: Any) -> bool:
         return False
     pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
     return all(a is b or np.array_equal(a, b) for a, b in pairs)
+
+
+def warmup_of(edit: Edit) -> int:
+    """Returns the warm-up of an edit that the settings of a checkpoint have completed."""
+    assert edit.warmup is not None
+    return edit.warmup
 
 
 SETTINGS = tuple(name for name in arguments(Edit) if name != "concept")
@@ -177,8 +178,6 @@ class Edits(NamedTuple):
         rows: Sequence[Sequence[Edit]],
         *,
         n: int | None = None,
-        threshold: float = THRESHOLD,
-        warmup: int = WARMUP,
         momentum_scale: float = 0.1,
         momentum_beta: float = 0.4,
     ) -> "Edits":
@@ -190,7 +189,8 @@ class Edits(NamedTuple):
         Args:
             rows: A list with one list of edits for each row.
             n: The number of concepts in each row; None uses the length of the longest row.
-            threshold, warmup, momentum_scale, momentum_beta: The values for edits that have None in these settings.
+            momentum_scale, momentum_beta: Values in [0, 1] for edits that have None in these settings. A threshold of
+                None is 0.9, and a warm-up of None is 10.
 
         Raises:
             TypeError: `rows` is not a list of lists of edits.
@@ -216,8 +216,8 @@ class Edits(NamedTuple):
             momentum_beta=np.full(shape, float(momentum_beta)),
         )
         defaults = {
-            "threshold": threshold,
-            "warmup": warmup,
+            "threshold": THRESHOLD,
+            "warmup": WARMUP,
             "cooldown": NEVER,
             "momentum_scale": momentum_scale,
             "momentum_beta": momentum_beta,

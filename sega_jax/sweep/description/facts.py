@@ -17,7 +17,7 @@ from sega_jax.pipelines.adapters import lora_changes
 from sega_jax.pipelines.cascade import FIRST
 from sega_jax.pipelines.components import as_scheduler
 from sega_jax.pipelines.messages import muted
-from sega_jax.pipelines.recommended import Recommended, checked
+from sega_jax.pipelines.recommended import Recommended
 from sega_jax.sweep.description import stages
 from sega_jax.sweep.description.fields import call_settings
 from sega_jax.sweep.description.sweep_file import Sweep
@@ -39,7 +39,7 @@ class Facts:
         negative: the text that is equivalent to a missing negative prompt; None if there is no such text.
         stage: the stage's name in its cascade; None for a single model.
         earlier: the facts about the previous stage, whose pictures this stage enlarges; None for the first stage.
-        recommended: the settings that the checkpoint recommends, as in its file `recommended_settings.json`.
+        recommended: the settings that the checkpoint recommends.
 
     Example:
         >>> from sega_jax import sweep
@@ -55,7 +55,7 @@ class Facts:
     negative: str | None = ""
     stage: str | None = None
     earlier: "Facts | None" = None
-    recommended: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    recommended: Recommended = dataclasses.field(default_factory=Recommended)
 
     @classmethod
     def of(cls, sweep: Sweep) -> "Facts":
@@ -99,18 +99,13 @@ class Facts:
         reader = description.system.text
         negative = reader.negative(description.models, description.tokenizer, description.extras)
         negative = negative if isinstance(negative, str) else None
-        recommended = description.recommended.as_dict()
-        return cls(model, description.system.name, scheduler, sizes, negative, stage, earlier, recommended)
+        system, recommended = description.system.name, description.recommended
+        return cls(model, system, scheduler, sizes, negative, stage, earlier, recommended)
 
     @property
     def family(self) -> System:
         """The checkpoint's family."""
         return named(self.system)
-
-    @cached_property
-    def recommends(self) -> Recommended:
-        """The settings that the checkpoint recommends."""
-        return checked(self.recommended, self.family, "the plan")
 
     @property
     def chain(self) -> "list[Facts]":

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from sega_jax.method.arguments import REQUIRED, Argument
 from sega_jax.method.guidance import Edit
+from sega_jax.method.guidance.edits import warmup_of
 from sega_jax.pipelines.adapter_options import Pairs
 from sega_jax.sweep.description import stages
 from sega_jax.sweep.description.facts import Facts, changes_text, check_together, pictures_of
@@ -76,7 +77,7 @@ def _point(settings: Mapping[str, Any], sweep: Sweep, facts: Facts) -> Point:
             raise ValueError(
                 f"{key!r} is not a setting of {facts.family.title}; its settings are {', '.join(arguments)}"
             )
-    given = {**facts.recommends.call, **settings}
+    given = {**facts.recommended.call, **settings}
     values = {name: _value(name, one, given) for name, one in arguments.items()}
     momentum = {name: values.pop(name) for name in edit_settings() if name in values}
     edits = _edits(settings, sweep, momentum)
@@ -113,7 +114,7 @@ def _point(settings: Mapping[str, Any], sweep: Sweep, facts: Facts) -> Point:
     except ValueError as error:
         raise ValueError(f"{error}; put settings that depend on each other in [zip]") from None
     calls = facts.calls(result)
-    edits = {name: facts.recommends.edit(edit, calls) for name, edit in edits.items()}
+    edits = {name: facts.recommended.edit(edit, calls) for name, edit in edits.items()}
     _check_cooldowns(edits)
     return result._replace(edits=edits)
 
@@ -135,7 +136,7 @@ def _edits(settings: Mapping[str, Any], sweep: Sweep, momentum: Mapping[str, Any
 
 def _check_cooldowns(edits: Mapping[str, Edit]) -> None:
     for name, edit in edits.items():
-        if edit.cooldown is not None and edit.cooldown <= edit.begins:
+        if edit.cooldown is not None and edit.cooldown <= warmup_of(edit):
             raise ValueError(
                 f"{name}.cooldown={edit.cooldown} should be greater than {name}.warmup={edit.warmup}; put both axes in"
                 " [zip], with each cooldown above its warmup"

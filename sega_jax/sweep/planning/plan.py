@@ -10,9 +10,11 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from sega_jax.method.checks import brief, check_int
+from sega_jax.method.guidance.edits import warmup_of
 from sega_jax.pipelines.adapter_options import Pairs
 from sega_jax.pipelines.messages import warn
 from sega_jax.pipelines.progress import counted
+from sega_jax.pipelines.recommended import Recommended
 from sega_jax.sweep.description.facts import Facts
 from sega_jax.sweep.description.fields import call_settings
 from sega_jax.sweep.description.points import Point, name, point
@@ -301,7 +303,7 @@ def plan(sweep: Sweep, facts: Facts, rows: int = 8, *, share: bool = True, earli
             continue
         seen.add(picture)
         calls = facts.calls(complete)
-        late += any(edit.begins >= calls for edit in complete.edits.values())
+        late += any(warmup_of(edit) >= calls for edit in complete.edits.values())
         compiled = tuple((name, value) for name, value in complete.shared if arguments[name].varies == "program")
         others = tuple((name, value) for name, value in complete.shared if arguments[name].varies != "program")
         program = Program(rows, len(complete.edits), compiled, repr(facts.static(complete)))
@@ -373,10 +375,12 @@ def _tuples(value: Any) -> Any:
 
 def _entries_of(facts: Facts) -> dict[str, Any]:
     entries = {field.name: getattr(facts, field.name) for field in dataclasses.fields(Facts)}
-    return entries | {"earlier": None if facts.earlier is None else _entries_of(facts.earlier)}
+    earlier = None if facts.earlier is None else _entries_of(facts.earlier)
+    return entries | {"earlier": earlier, "recommended": facts.recommended.as_dict()}
 
 
 def _facts(entries: dict[str, Any]) -> Facts:
     sizes: list[Any] = [tuple(value) if isinstance(value, list) else value for value in entries["sizes"]]
     earlier = None if entries["earlier"] is None else _facts(entries["earlier"])
-    return Facts(**entries | {"sizes": Sizes(*sizes), "earlier": earlier})
+    recommended = Recommended(**entries["recommended"])
+    return Facts(**entries | {"sizes": Sizes(*sizes), "earlier": earlier, "recommended": recommended})

@@ -26,6 +26,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 from sega_jax.method.guidance import Edit, Edits
+from sega_jax.method.guidance.edits import warmup_of
 from sega_jax.pipelines.execution.active_concepts import needed, ordered
 from sega_jax.sweep.description.points import Point
 
@@ -40,14 +41,14 @@ def trunk(point: Point) -> Hashable:
 
 def departure(point: Point, calls: int) -> int:
     """Returns the first call at which an edit changes the guidance; `calls` if no edit does."""
-    return min([calls, *(edit.begins for edit in point.edits.values() if not _idle(edit))])
+    return min([calls, *(warmup_of(edit) for edit in point.edits.values() if not _idle(edit))])
 
 
 def predicted(edit: Edit, calls: int) -> tuple[int, int]:
     """Returns the range of calls that need a concept's prediction, as the first call and the call after the last."""
     if _idle(edit):
         return 0, 0
-    first = 0 if edit.momentum_scale else edit.begins
+    first = 0 if edit.momentum_scale else warmup_of(edit)
     last = calls if edit.cooldown is None else min(edit.cooldown, calls)
     return first, max(first, last)
 
