@@ -186,10 +186,10 @@ def advise(job: Job) -> None:
     ideas = []
     if not job.concepts:
         ideas.append('--edit "glasses" to add a concept')
-    if all(one.scale > 0 for one in job.concepts):
+    if all(one.scale >= 0 for one in job.concepts):
         ideas.append('--edit "-beard" to remove a concept')
     else:
-        first = job.concepts[0]
+        first = next(one for one in job.concepts if one.scale != 0)
         stronger = Edit(first.concept, scale=math.copysign(math.ceil(1.5 * abs(first.scale)), first.scale))
         ideas.append(f"a stronger effect, as in --edit {shlex.quote(format_edit(stronger))}")
     if len(job.seeds) == 1:

@@ -34,6 +34,8 @@ class _FileOrCommand(Group):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Describes the format of the file."""
+        formatter.write_paragraph()
+        formatter.write_text("`sega-jax sweep run --help` lists the options for FILE, such as --dry-run and --out.")
         for title, rows in sweep_format.sections().items():
             write_section(formatter, title, rows)
 
@@ -248,6 +250,11 @@ def measure(folder: str, words: tuple[str, ...], distance: bool, clip: Path | No
             values = [row[name] for row in measured.rows if row.get(name) is not None]
             mean = f"mean {sum(values) / len(values):.4g}" if values else "none"
             echo(f"{name}: {len(values)} numbers, {mean}")
+            if name == "distance" and not values:
+                echo(
+                    "  The sweep has no pictures without edits to compare with; add a scale of 0 for every edit, or"
+                    " edits = [[], ...], to [grid]."
+                )
 
 
 for _command in (sheet, plot, report):

@@ -127,7 +127,9 @@ def recognise(folder: Path, given: Collection[str] = ()) -> System:
     index = folder / "model_index.json"
     if not index.is_file():
         part = (folder / "config.json").is_file()
-        hint = "; it looks like one part of a checkpoint; give its parent folder" if part else ""
+        hint = "; it looks like one part of a checkpoint; give its parent folder"
+        if not part:
+            hint = "; give the folder that contains model_index.json, unet, vae and text_encoder, or a single file"
         raise CheckpointError(f"{folder} has no model_index.json, so it is not a checkpoint in diffusers layout{hint}")
     entries = read_json(index)
     system = next((one for one in reversed(list(systems().values())) if _recognises(one, entries)), None)

@@ -383,7 +383,9 @@ def _is_installed(library: str) -> bool:
 
 def truncation(length: int, text: str, cut: str) -> str:
     """Returns the warning for a truncated text; `cut` is the ignored part at the end."""
-    return f"the text encoder reads {length} tokens; cut from the end of {text[:40]!r}: {cut!r}"
+    shown = text if len(text) <= 40 else f"{text[:40]}…"
+    # The cut may be in the middle of a character.
+    return f"the text encoder reads {length} tokens; cut from the end of {shown!r}: {cut.lstrip(chr(0xFFFD))!r}"
 
 
 def _warn_of_truncation(tokenizer: Any, texts: Sequence[str], length: int, warn: Warn) -> None:

@@ -1,6 +1,7 @@
 """Tests the description of sweeps: files, objects, points, random draws, and errors for invalid sweeps."""
 
 import json
+import re
 
 import pytest
 
@@ -145,11 +146,14 @@ def test_draws_do_not_change_between_versions():
 PROMPT = {"prompt": ["a"]}
 GLASSES = {"glasses": {}}
 BAD = {
-    "an unknown setting": ({"grid": PROMPT | {"sede": [1]}}, "grid: 'sede' is unknown; the settings are prompt"),
+    "an unknown setting": (
+        {"grid": PROMPT | {"sede": [1]}},
+        "grid: 'sede' is unknown; did you mean seed\\?; the settings are prompt",
+    ),
     "a setting of edits": ({"grid": PROMPT | {"scale": [1]}}, "'scale' is unknown .for an edit, use NAME.scale"),
     "an unknown setting of an edit": (
         {"edits": {"glasses": {"scael": 1}}, "grid": PROMPT},
-        "edits: 'glasses.scael' is unknown; the settings are glasses.concept, glasses.scale",
+        "edits: 'glasses.scael' is unknown; did you mean glasses.scale\\?; the settings are glasses",
     ),
     "an unknown edit": (
         {"edits": GLASSES, "grid": PROMPT | {"hat": {"scale": [1]}}},
@@ -266,3 +270,19 @@ def test_errors_name_the_file(tmp_path, text, message):
         path.write_text(text)
     with pytest.raises((ValueError, FileNotFoundError), match=f"bad.toml:? {message}|bad.toml: .*{message}"):
         Sweep.read(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "suggestion"),
+    [
+        ('[call]\npromt = "a"', "did you mean prompt?"),
+        ('[gird]\nseed = [1]\n[call]\nprompt = "a"', "did you mean grid?"),
+        ('[call]\nprompt = "a"\n[edits.glasses]\nscal = 3', "did you mean glasses.scale?"),
+        ('[call]\nprompt = "a"\n[edits.glasses]\n[grid]\nglases.scale = [1]', "did you mean glasses?"),
+        ("[call]\nprompt = a woman", "write texts in quotation marks"),
+    ],
+)
+def test_misspelt_files_get_a_suggestion(tmp_path, text, suggestion):
+    (tmp_path / "a.toml").write_text(text)
+    with pytest.raises(ValueError, match=re.escape(suggestion)):
+        Sweep.read(tmp_path / "a.toml")

@@ -7,7 +7,7 @@ from typing import Any
 
 from sega_jax.method.argument_kinds import Kind
 from sega_jax.method.arguments import Argument, arguments
-from sega_jax.method.checks import brief
+from sega_jax.method.checks import brief, did_you_mean
 from sega_jax.method.guidance import Edit
 from sega_jax.pipelines.adapter_options import Files
 from sega_jax.pipelines.cascade import FIRST
@@ -63,19 +63,21 @@ def check_known(key: str, edits: Mapping[str, Any], where: str) -> None:
     if stage:
         own = [name for name in [*_names(stages.later_stages()[stage]), "scheduler", *ADAPTERS] if stages.is_own(name)]
         if name not in own:
-            raise ValueError(f"{where}: {key!r} is unknown; the settings of {stage} are {', '.join(own)}")
+            hint = did_you_mean(name, own)
+            raise ValueError(f"{where}: {key!r} is unknown{hint}; the settings of {stage} are {', '.join(own)}")
         return
     edit, _, name = key.rpartition(".")
     if edit == FIRST:
         raise ValueError(f"{where}: {key!r} belongs to the first stage, whose settings have no prefix; use {name!r}")
     if edit and edit not in edits:
-        listed = ", ".join(edits) or "none; describe the edit in a table [edits.NAME]"
+        listed = (", ".join(edits) + did_you_mean(edit, edits)) or "none; describe the edit in a table [edits.NAME]"
         raise ValueError(
             f"{where}: {key!r} belongs to the edit {edit!r}, which the sweep does not have; its edits are {listed}"
         )
     if name not in (edit_settings() if edit else names()):
-        listed = ", ".join(f"{edit}.{setting}" for setting in edit_settings()) if edit else ", ".join(names())
-        hint = "" if edit or name not in edit_settings() else f" (for an edit, use NAME.{name})"
+        known = [f"{edit}.{setting}" for setting in edit_settings()] if edit else list(names())
+        hint = did_you_mean(key, known) if edit or name not in edit_settings() else f" (for an edit, use NAME.{name})"
+        listed = ", ".join(known)
         raise ValueError(f"{where}: {key!r} is unknown{hint}; the settings are {listed}")
 
 

@@ -45,7 +45,7 @@ from typing import Any
 
 from sega_jax.method.argument_kinds import Flag
 from sega_jax.method.arguments import arguments
-from sega_jax.method.checks import brief, check_int
+from sega_jax.method.checks import brief, check_int, did_you_mean
 from sega_jax.method.guidance import Edit
 from sega_jax.pipelines.cascade import FIRST
 from sega_jax.pipelines.load_options import LoadOptions
@@ -286,14 +286,17 @@ class Sweep:
         except UnicodeDecodeError:
             raise ValueError(f"{path} is not UTF-8 text; save it in UTF-8") from None
         except tomllib.TOMLDecodeError as error:
-            raise ValueError(f"{path} is not valid TOML: {error}") from None
+            raise ValueError(
+                f"{path} is not valid TOML: {error}; write texts in quotation marks, and lists in square brackets"
+            ) from None
         except ValueError:  # from Python, which limits the number of digits
             raise ValueError(f"{path} has a number with too many digits") from None
         except RecursionError:
             raise ValueError(f"{path} has too many nested brackets; a sweep needs at most three levels") from None
         known = [field.name for field in dataclasses.fields(cls) if field.name != "files"]
         if unknown := [key for key in content if key not in known]:
-            raise ValueError(f"{path}: {unknown[0]!r} is unknown; the parts of a sweep are {', '.join(known)}")
+            hint = did_you_mean(unknown[0], known)
+            raise ValueError(f"{path}: {unknown[0]!r} is unknown{hint}; the parts of a sweep are {', '.join(known)}")
         try:
             return cls(**content, folder=path.parent)
         except (TypeError, ValueError) as error:
