@@ -12,6 +12,7 @@ from support.sweeping import hat_plan, same
 
 from sega_jax import sweep
 from sega_jax.cli.main import main
+from sega_jax.method.naming import Option, as_options
 from sega_jax.pipelines import png
 from sega_jax.sweep.reporting import report
 from sega_jax.sweep.running.leases import Leases
@@ -186,8 +187,11 @@ def test_lack_of_memory_on_the_host_is_not_taken_for_the_devices(plan, least, tm
         raise MemoryError
 
     monkeypatch.setattr(png, "encoded", fails)
-    with pytest.raises(OSError, match="this machine has too little memory to write the picture"):
-        sweep.run(plan, tmp_path, least)
+    message = "this machine has too little memory to write the picture .*; use fewer"
+    with pytest.raises(OSError, match=f"{message} rows$"):
+        sweep.run(plan, tmp_path / "python", least)
+    with as_options({"rows": Option("--rows")}), pytest.raises(OSError, match=f"{message} --rows$"):
+        sweep.run(plan, tmp_path / "shell", least)
 
 
 def test_a_worker_without_its_lease_writes_no_records(plan, done, least, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,9 @@ class BatchWriter:
         with self._lock:
             futures = list(self._futures.values())
             self._pending += 1
-            self._futures[i] = self._pool.submit(self._write, i, image, finite, flagged, rows)
+            # The thread's messages name the same options as the caller's.
+            run = copy_context().run
+            self._futures[i] = self._pool.submit(run, self._write, i, image, finite, flagged, rows)
         for future in futures:
             if future.done():
                 future.result()
