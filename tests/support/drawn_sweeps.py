@@ -8,7 +8,7 @@ from PIL import Image
 from sega_jax import sweep
 from sega_jax.pipelines import png
 from sega_jax.sweep.running import records
-from sega_jax.sweep.running.folder import Folder, part
+from sega_jax.sweep.running.folder import Folder, part, picture
 from sega_jax.systems.base import Sizes
 from support import tiny
 
@@ -46,8 +46,9 @@ def draw(folder, ablation, colour=lambda settings: (128, 128, 128), batches=None
             own = {"name": name, "file": None, "point": i, "finite": i not in missing}
             own |= {"digest": hashlib.sha256(np.asarray(image).tobytes()).hexdigest()}
             if i not in missing:
-                file, data = f"pictures/{name}.png", png.encoded(image, "png", {})
+                file, data = picture(plan, name), png.encoded(image, "png", {})
                 kept.store.write(file, data)
                 own |= {"file": file, "file_bytes": len(data), "file_digest": hashlib.sha256(data).hexdigest()}
             table.append(records.settings(plan.point(i), FACTS, "DDIMScheduler") | MADE | own)
         kept.store.write(part(number), records.part(table, plan.sweep, FACTS))
+    assert not sweep.problems(folder)
