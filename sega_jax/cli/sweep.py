@@ -113,7 +113,10 @@ def run(file: Path, out: str | None, rows: int | None, share: bool, worker: str 
             if (kept := sweeps.kept(folder)) is not None:
                 if kept.to_json() != plan.to_json():
                     raise ValueError(_other_plan(folder))
-                echo(time_left(folder) or "the remaining time is unknown until the first batch is done")
+                echo(
+                    time_left(sweeps.seconds_left(folder))
+                    or "the remaining time is unknown until the first batch is done"
+                )
             return
         arrow()
         if "://" not in folder:

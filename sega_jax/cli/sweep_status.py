@@ -8,7 +8,7 @@ from sega_jax import sweep as sweeps
 from sega_jax.cli.terminal import echo, json_on_stdout, json_option
 from sega_jax.pipelines.help_pages import Command
 from sega_jax.pipelines.progress import plainly
-from sega_jax.sweep.running.status import file_problems, seconds_by_stage
+from sega_jax.sweep.running.status import overview
 
 
 @click.command(cls=Command)
@@ -25,39 +25,35 @@ def status(folder: str, verify: bool, as_json: bool) -> None:
     Without --verify, only the records and the sizes of the picture files are checked.
     """
     with plainly(), json_on_stdout(as_json) as write_json:
-        total, stages = sweeps.status(folder), sweeps.stages(folder)
-        for stage, one in (stages or {"": total}).items():
+        whole = overview(folder, verify=verify)
+        total = list(whole.stages.values())[-1]
+        for stage, one in whole.stages.items():
             label = f"{stage}: " if stage else ""
             echo(f"{label}{one.done} of {one.pictures} pictures, {one.batches_done} of {one.batches} batches")
-        without = sweeps.without_files(folder)
-        for reason, count in without.items():
+        for reason, count in whole.without_files.items():
             if count:
                 echo(f"{count} of them {'is' if count == 1 else 'are'} {reason}, without a file")
-        if total.done < total.pictures and (left := time_left(folder)):
+        if total.done < total.pictures and (left := time_left(whole.seconds_left)):
             echo(left)
-        problems = file_problems(folder, verify=verify)
-        for problem in problems:
+        for problem in whole.problems:
             echo(str(problem))
-        if problems:
-            echo(f"problems: {len(problems)}; sega-jax sweep FILE makes damaged and missing pictures and records again")
+        if count := len(whole.problems):
+            echo(f"problems: {count}; sega-jax sweep FILE makes damaged and missing pictures and records again")
         elif verify:
             echo("all files are intact")
-        if as_json:
-            seconds = seconds_by_stage(folder)
-            document = _progress(total, sweeps.seconds_left(folder))
-            document["stages"] = {name: _progress(one, seconds[name]) for name, one in stages.items()}
-            document["without_files"] = {reason.replace(" ", "_"): count for reason, count in without.items()}
-            document["problems"] = [{"file": one.file, "problem": one.words} for one in problems]
-            write_json(document)
+        document = _progress(total, whole.seconds_left)
+        document["stages"] = {name: _progress(one, whole.seconds[name]) for name, one in whole.stages.items() if name}
+        document["without_files"] = {reason.replace(" ", "_"): count for reason, count in whole.without_files.items()}
+        document["problems"] = [{"file": one.file, "problem": one.words} for one in whole.problems]
+        write_json(document)
 
 
 def _progress(status: sweeps.Status, seconds: float | None) -> dict[str, Any]:
     return {**status._asdict(), "seconds_left": seconds}
 
 
-def time_left(folder: str) -> str | None:
-    """Describes the remaining time, or returns None if no batch has been timed yet."""
-    seconds = sweeps.seconds_left(folder)
+def time_left(seconds: float | None) -> str | None:
+    """Describes the remaining time in seconds. Returns None if it is unknown, because no batch has been timed yet."""
     if seconds is None:
         return None
     size, unit = (1, "s") if seconds < 120 else (60, "min") if seconds < 7200 else (3600, "h")

@@ -1,11 +1,12 @@
 """The progress of a sweep, and an estimate of its remaining time."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from sega_jax.sweep.planning.plan import Plan
 from sega_jax.sweep.running import damage
-from sega_jax.sweep.running.folder import PICTURES, RECORDS, Folder, Problem, part
+from sega_jax.sweep.running.folder import PICTURES, RECORDS, Folder, Problem, Recorded, part
 
 
 class Status(NamedTuple):
@@ -68,7 +69,12 @@ def stages(folder: str | Path) -> dict[str, Status]:
     plan = where.plan()
     if plan.earlier is None:
         return {}
-    return {str(stage.facts.stage): of_plan(stage, where.of(stage, plan)) for stage in plan.chain}
+    return {name: of_plan(stage, own) for name, (stage, own) in _stages(plan, where).items()}
+
+
+def _stages(plan: Plan, where: Folder) -> dict[str, tuple[Plan, Folder]]:
+    """Returns {stage name: its plan and its folder}. The only stage of a single model has the name ""."""
+    return {str(stage.facts.stage or ""): (stage, where.of(stage, plan)) for stage in plan.chain}
 
 
 def of_plan(plan: Plan, folder: Folder) -> Status:
@@ -104,7 +110,10 @@ def without_files(folder: str | Path) -> dict[str, int]:
         {'not finite': 0, 'flagged': 0}
     """
     where = Folder(folder)
-    plan = where.plan()
+    return _without_files(where.plan(), where)
+
+
+def _without_files(plan: Plan, where: Folder) -> dict[str, int]:
     parts = where.store.names(RECORDS)
     recorded = (where.recorded(plan, number, parts).rows.values() for number in range(len(plan.batches)))
     finite = [row["finite"] for rows in recorded for row in rows if row["file"] is None]
@@ -128,17 +137,17 @@ def problems(folder: str | Path, *, verify: bool = False) -> list[str]:
         >>> sweep.problems("sega-jax-out/glasses", verify=True)  # made by the example of sweep.run
         []
     """
-    return [str(problem) for problem in file_problems(folder, verify=verify)]
-
-
-def file_problems(folder: str | Path, *, verify: bool = False) -> list[Problem]:
-    """Returns the same as `problems`, with the files apart from the rest of the sentences."""
     where = Folder(folder)
     plan = where.plan()
+    return [str(problem) for problem in _problems(plan, _stages(plan, where), verify)]
+
+
+def _problems(plan: Plan, stages: Mapping[str, tuple[Plan, Folder]], verify: bool) -> list[Problem]:
+    """Returns the problems of all stages, with their files' paths within the folder of the last stage's plan."""
     found: list[Problem] = []
-    for stage in plan.chain:
-        prefix = "" if stage is plan else f"stages/{stage.facts.stage}/"
-        problems = damage.problems(where.of(stage, plan), stage, verify=verify)
+    for name, (stage, own) in stages.items():
+        prefix = "" if stage is plan else f"stages/{name}/"
+        problems = damage.problems(own, stage, verify=verify)
         found += [problem._replace(file=f"{prefix}{problem.file}") for problem in problems]
     return found
 
@@ -160,27 +169,28 @@ def seconds_left(folder: str | Path) -> float | None:
         >>> sweep.seconds_left("sega-jax-out/glasses")  # made by the example of sweep.run
         0.0
     """
+    where = Folder(folder)
+    return _total(_seconds_by_stage(_stages(where.plan(), where)).values())
+
+
+def _total(seconds: Iterable[float | None]) -> float | None:
     total = 0.0
-    for seconds in seconds_by_stage(folder).values():
-        if seconds is None:
+    for one in seconds:
+        if one is None:
             return None
-        total += seconds
+        total += one
     return total
 
 
-def seconds_by_stage(folder: str | Path) -> dict[str, float | None]:
-    """Returns {stage name: the same as `seconds_left`, for one stage}. The only stage of a single model has the name
-    ""."""
-    where = Folder(folder)
-    plan = where.plan()
+def _seconds_by_stage(stages: Mapping[str, tuple[Plan, Folder]]) -> dict[str, float | None]:
+    """Returns {stage name: the same as `seconds_left`, for one stage}."""
     left: dict[str, float | None] = {}
     needed = True
-    for stage in reversed(plan.chain):
-        own = where.of(stage, plan)
+    for name, (stage, own) in reversed(list(stages.items())):
         to_do = of_plan(stage, own).evaluations_left
         needed = needed and to_do > 0  # the stages before a finished stage are no longer needed
         seconds = _pace(stage, own) if needed else 0.0
-        left[str(stage.facts.stage or "")] = None if seconds is None else seconds * to_do
+        left[name] = None if seconds is None else seconds * to_do
     return left
 
 
@@ -223,3 +233,54 @@ def _pace(plan: Plan, where: Folder) -> float | None:
             seen.add(batch.compiled)
     samples = timed or first
     return sum(seconds for seconds, _ in samples) / sum(count for _, count in samples) if samples else None
+
+
+class Overview(NamedTuple):
+    """Everything that `sega-jax sweep status` prints.
+
+    Attributes:
+        stages: {stage name: its progress}, in the order in which the stages run. The only stage of a single model has
+            the name "".
+        seconds: {stage name: the same as `seconds_left`, for one stage}.
+        seconds_left: the same as the function `seconds_left`.
+        without_files: the same as the function `without_files`.
+        problems: the damaged, missing and unknown files.
+    """
+
+    stages: dict[str, Status]
+    seconds: dict[str, float | None]
+    seconds_left: float | None
+    without_files: dict[str, int]
+    problems: list[Problem]
+
+
+def overview(folder: str | Path, *, verify: bool = False) -> Overview:
+    """Returns the progress and the problems of a sweep. Reads each file of records once.
+
+    Args:
+        folder: the folder's path, or an address that fsspec supports.
+        verify: whether to read all pictures. Otherwise only their sizes are checked.
+
+    Raises:
+        ValueError: the folder contains no sweep, or its plan is damaged.
+    """
+    where = Folder(folder)
+    plan = where.plan()
+    stages = {name: (stage, _ReadOnce(str(own))) for name, (stage, own) in _stages(plan, where).items()}
+    progress = {name: of_plan(stage, own) for name, (stage, own) in stages.items()}
+    seconds = _seconds_by_stage(stages)
+    without_files = _without_files(*list(stages.values())[-1])
+    return Overview(progress, seconds, _total(seconds.values()), without_files, _problems(plan, stages, verify))
+
+
+class _ReadOnce(Folder):
+    """A stage's folder that remembers the records that it has read."""
+
+    def __init__(self, path: str):
+        super().__init__(path)
+        self._read: dict[int, Recorded] = {}
+
+    def recorded(self, plan: Plan, number: int, parts: set[str] | None = None) -> Recorded:
+        if number not in self._read:
+            self._read[number] = super().recorded(plan, number, parts)
+        return self._read[number]
