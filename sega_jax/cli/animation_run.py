@@ -21,7 +21,7 @@ from sega_jax.pipelines.output import Output
 from sega_jax.pipelines.pipeline import Pipeline
 from sega_jax.pipelines.progress import styled
 from sega_jax.pipelines.stored_settings import save_options
-from sega_jax.weights.destination import new_folder, write_file
+from sega_jax.weights.destination import write_file
 
 _WEBP_QUALITY = 90  # lossless files are 4 to 16 times larger
 
@@ -60,7 +60,6 @@ def run(
     last: Path | None = None
     began = time.perf_counter()
     with (
-        new_folder(folder),
         compilations() as compiling,
         numbered(folder) as number,
         _each_warning_once(),

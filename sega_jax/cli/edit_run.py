@@ -6,6 +6,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -148,7 +149,7 @@ def run(make: Callable[..., Output], call: Mapping[str, Any], job: Job, folder: 
     last: Path | None = None
     settings = {**job.known, "seed": stored_seed(job.seeds)}
     began = time.perf_counter()
-    with new_folder(folder), compilations() as compiling, numbered(folder) as number, pictures_reported_elsewhere():
+    with compilations() as compiling, numbered(folder) as number, pictures_reported_elsewhere():
         for group, size in groups(job.seeds, most):
             seeds = [seed for seed in group for _ in rows]
             # Later groups would repeat the first group's warnings.
@@ -246,27 +247,37 @@ def _write_seed(
 
 @contextmanager
 def numbered(folder: Path) -> Iterator[str]:
-    """Yields the first number that no file name in the folder starts with, such as "0001".
+    """Creates a folder, and yields the first number that no file name in it starts with, such as "0001".
 
     A hidden file reserves the number until the `with` block ends, so that no other run writing to the folder uses it.
+    New folders that are then empty are removed again.
     """
-    taken = {begin[1] for path in folder.iterdir() if (begin := re.match(r"([0-9]{4,})-", path.name))}
-    number = 0
-    while True:
-        number += 1
-        name = f"{number:04}"
-        claim = folder / f".{name}-running"
-        if name in taken:
-            continue
+    with new_folder(folder, partial(_reserve, folder)) as number:
         try:
-            claim.open("x").close()
+            yield number
+        finally:
+            _reservation(folder, number).unlink(missing_ok=True)
+
+
+def _reserve(folder: Path) -> str:
+    """Reserves a number with a hidden file, and returns the number."""
+    taken = {begin[1] for path in folder.iterdir() if (begin := re.match(r"([0-9]{4,})-", path.name))}
+    count = 0
+    while True:
+        count += 1
+        number = f"{count:04}"
+        if number in taken:
+            continue
+        reservation = _reservation(folder, number)
+        try:
+            reservation.open("x").close()
         except FileExistsError:
             continue
-        try:
-            # Another run may have used this number and ended after the folder was read.
-            if any(folder.glob(f"{name}-*")):
-                continue
-            yield name
-            return
-        finally:
-            claim.unlink(missing_ok=True)
+        # Another run may have used this number and ended after the folder was read.
+        if not any(folder.glob(f"{number}-*")):
+            return number
+        reservation.unlink(missing_ok=True)
+
+
+def _reservation(folder: Path, number: str) -> Path:
+    return folder / f".{number}-running"

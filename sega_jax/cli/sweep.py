@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 import jax
@@ -19,6 +20,7 @@ from sega_jax.method.checks import did_you_mean
 from sega_jax.pipelines.help_pages import Group, write_section
 from sega_jax.pipelines.progress import plainly
 from sega_jax.sweep.running.records import arrow
+from sega_jax.sweep.running.status import of_plan
 
 
 class _FileOrCommand(Group):
@@ -103,20 +105,17 @@ def run(file: Path, out: str | None, rows: int | None, share: bool, worker: str 
         folder = f"sega-jax-out/{file.stem}" if out is None else out
         remember_compilations()
         make_plan = partial(_plan, description, sweeps.Facts.of(description), folder, rows, share)
-        plan = make_plan()
+        plan, where = make_plan(), sweeps.Folder(folder)
         sweeps.check(plan)
         for stage in plan.chain:
             echo(_labelled(stage, plan, _describe(stage)))
         if dry_run:
             for stage in plan.chain:
                 echo(_labelled(stage, plan, _memory(stage, sweeps.needed(stage))))
-            if (kept := sweeps.kept(folder)) is not None:
-                if kept.to_json() != plan.to_json():
-                    raise ValueError(_other_plan(folder))
-                echo(
-                    time_left(sweeps.seconds_left(folder))
-                    or "the remaining time is unknown until the first batch is done"
-                )
+            _agreed(plan, folder, make_plan, where.contains)
+            if where.contains(plan):
+                left = time_left(sweeps.seconds_left(folder))
+                echo(left or "the remaining time is unknown until the first batch is done")
             return
         arrow()
         if "://" not in folder:
@@ -124,16 +123,15 @@ def run(file: Path, out: str | None, rows: int | None, share: bool, worker: str 
         began = time.perf_counter()
         made: list[int] = []
         try:
-            with sweeps.Folder(folder).started(alone=worker_of in (None, (1, 1)) and jax.process_count() == 1):
-                plan = _keep(plan, folder, make_plan)
-                before = sweeps.status(folder)
-                if before.done:
-                    echo(f"{before.done} of {before.pictures} pictures are already in {folder}")
-                sweeps.run(plan, folder, worker=worker_of, on_recorded=made.append)
+            # A single worker writes the plan only after it has loaded the model.
+            several = (worker_of or (1, jax.process_count()))[1] > 1
+            plan = _agreed(plan, folder, make_plan, where.begin if several else where.contains)
+            if (before := of_plan(plan, where)).done:
+                echo(f"{before.done} of {before.pictures} pictures are already in {folder}")
+            sweeps.run(plan, folder, worker=worker_of, checked=True, on_recorded=made.append)
         except KeyboardInterrupt:
-            echo(
-                f"Interrupted; the same command continues the sweep, and sega-jax sweep status {folder} shows progress"
-            )
+            shows = f", and sega-jax sweep status {folder} shows progress" if where.store.has("plan.json") else ""
+            echo(f"Interrupted; the same command continues the sweep{shows}")
             raise
         pictures = f"{sum(made)} picture{'' if sum(made) == 1 else 's'} in {time.perf_counter() - began:.1f} s"
         echo(f"Made {pictures}: {folder}/pictures, with records in {folder}/records")
@@ -154,30 +152,31 @@ def _plan(sweep: sweeps.Sweep, facts: sweeps.Facts, folder: str, rows: int | Non
     return sweeps.plan(sweep, facts, rows, share=share)
 
 
-def _keep(plan: sweeps.Plan, folder: str, make_plan: Callable[[], sweeps.Plan]) -> sweeps.Plan:
-    """Writes the plan into the folder, and returns the plan that the folder then contains.
+def _agreed(
+    plan: sweeps.Plan, folder: str, make_plan: Callable[[], sweeps.Plan], compare: Callable[[sweeps.Plan], Any]
+) -> sweeps.Plan:
+    """Returns the folder's plan, or `plan` if the folder has none.
+
+    Args:
+        compare: a function that raises an error if the folder contains a different plan. It may write the plan.
 
     Raises:
-        ValueError: the folder already contains a different plan.
+        ValueError: the folder contains a different plan.
     """
     try:
-        sweeps.keep(plan, folder)
+        compare(plan)
         return plan
     except ValueError:
         # Another worker may have written its plan first, with as many rows as fit into its own memory.
         plan = make_plan()
     try:
-        sweeps.keep(plan, folder)
+        compare(plan)
         return plan
     except ValueError:
-        raise ValueError(_other_plan(folder)) from None
-
-
-def _other_plan(folder: str) -> str:
-    return (
-        f"{folder} contains a different sweep, or this sweep with a different model, --rows or --share; choose a"
-        " different --out, or use the original file and options"
-    )
+        raise ValueError(
+            f"{folder} contains a different sweep, or this sweep with a different model, --rows or --share; choose a"
+            " different --out, or use the original file and options"
+        ) from None
 
 
 def _with_rows_of(kept: sweeps.Plan, sweep: sweeps.Sweep, facts: sweeps.Facts, share: bool) -> sweeps.Plan:

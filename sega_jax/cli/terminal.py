@@ -21,7 +21,6 @@ import jax.monitoring
 from sega_jax import __version__
 from sega_jax.pipelines.progress import printable
 from sega_jax.pipelines.run import PictureWarning
-from sega_jax.weights.destination import new_folder
 
 
 def echo(text: str) -> None:
@@ -90,7 +89,7 @@ def _quoted(word: str) -> str:
 
 
 def writable(folder: Path) -> Path:
-    """Checks that files can be written to a folder. A missing folder is created for the check and removed again.
+    """Checks that files can be written to a folder, or to the nearest existing parent of a missing folder.
 
     Returns:
         The folder, which may be missing.
@@ -99,11 +98,19 @@ def writable(folder: Path) -> Path:
         ValueError: the folder is not writable.
     """
     try:
-        with new_folder(folder):
-            tempfile.TemporaryFile(dir=folder).close()
+        _check_writable(folder)
     except OSError as error:
         raise ValueError(f"--out {folder} cannot be written to ({error.strerror}); choose a different folder") from None
     return folder
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except FileNotFoundError:
+        if folder.is_symlink() or folder == folder.parent:  # a link to a missing folder, or the last parent
+            raise
+        _check_writable(folder.parent)
 
 
 def versions(device: str) -> dict[str, str]:

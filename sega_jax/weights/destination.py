@@ -4,31 +4,66 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 # The end of the names of hidden folders that are being written.
 _PARTIAL = ".sega-jax-partial"
-# Another process may remove the hidden folder before it is locked; then it is created again.
+# Another process may remove a folder that is still empty, or a hidden folder that is not locked yet. Then it is created
+# again.
 _ATTEMPTS = 100
+_PAUSE = 0.01  # in seconds
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[None]:
-    """Creates a folder and its missing parents. If they are still empty when the block ends, they are removed again.
+def new_folder(path: Path, create: Callable[[], T]) -> Iterator[T]:
+    """Creates a folder, its missing parents, and its first file. If the new folders are empty when the block ends, they
+    are removed again.
+
+    Several processes may do this at the same time, because only empty folders are removed. A process whose folder is
+    removed before the first file exists creates the folder again.
+
+    Args:
+        path: the folder.
+        create: a function that creates the first file or folder in it. It is called again after a `FileNotFoundError`.
+
+    Yields:
+        The value that `create` returns.
 
     Raises:
         OSError: a folder cannot be created.
     """
     missing = [one for one in (path, *path.parents) if not one.exists()]
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        yield
+        yield _with_folder(path, create)
     finally:
         for one in missing:
             with suppress(OSError):  # a folder that is not empty
                 one.rmdir()
+
+
+def _with_folder(path: Path, create: Callable[[], T]) -> T:
+    for _ in range(_ATTEMPTS - 1):
+        with suppress(FileNotFoundError):
+            _make_folder(path)
+            return create()
+    _make_folder(path)
+    return create()
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        # `mkdir` also raises this error if another process removes the folder at the same moment.
+        if os.path.lexists(error.filename) and not os.path.isdir(error.filename):
+            raise
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), error.filename) from None
 
 
 @contextmanager
@@ -45,12 +80,15 @@ def atomic_folder(dest: Path) -> Iterator[Path]:
         OSError: `dest` cannot be written to.
     """
     _check_free(dest)
+    partial = dest.with_name(f".{dest.name}{_PARTIAL}")
+
+    def create() -> int:
+        _remove_leftovers(dest.parent)
+        return _locked(partial, dest)
+
     with ExitStack() as stack:
         try:
-            stack.enter_context(new_folder(dest.parent))
-            _remove_leftovers(dest.parent)
-            partial = dest.with_name(f".{dest.name}{_PARTIAL}")
-            descriptor = _locked(partial, dest)
+            descriptor = stack.enter_context(new_folder(dest.parent, create))
         except OSError as error:
             if error.errno is None:  # it already has a message for users
                 raise
@@ -80,7 +118,8 @@ def _remove_leftovers(parent: Path) -> None:
         with suppress(OSError):
             descriptor = _opened(path)
             try:
-                if _lock(descriptor):
+                # Another process may have given the folder its final name, and created a new hidden folder.
+                if _lock(descriptor) and _is_same(descriptor, path):
                     shutil.rmtree(path, ignore_errors=True)
             finally:
                 os.close(descriptor)
@@ -89,7 +128,8 @@ def _remove_leftovers(parent: Path) -> None:
 def _locked(partial: Path, dest: Path) -> int:
     """Creates the hidden folder and locks it. Returns its file descriptor, which holds the lock."""
     for _ in range(_ATTEMPTS):
-        partial.mkdir(exist_ok=True)
+        with suppress(FileExistsError):
+            partial.mkdir()
         try:
             descriptor = _opened(partial)
         except FileNotFoundError:
@@ -98,8 +138,8 @@ def _locked(partial: Path, dest: Path) -> int:
             return descriptor
         os.close(descriptor)
         _check_free(dest)
-        if partial.exists():
-            break
+        # A process that removes leftovers may hold the lock for a moment.
+        time.sleep(_PAUSE)
     raise FileExistsError(
         f"another process is writing to {dest}; wait until it has finished, or choose a different folder"
     )
@@ -137,7 +177,9 @@ def write_file(path: Path, data: bytes, *, replace: bool = False, owner: str = "
             path.write_bytes(data)
             return
     if not path.parent.is_dir():
-        raise OSError(f"{path} cannot be written, because {path.parent} is not a folder; create it, or choose another")
+        raise FileNotFoundError(
+            f"{path} cannot be written, because {path.parent} is not a folder; create it, or choose another"
+        )
     unfinished = path.with_name(f".{path.name}.{owner}{os.getpid()}-{os.urandom(4).hex()}")
     try:
         with _full_disk(path, len(data)):

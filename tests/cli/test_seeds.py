@@ -4,6 +4,7 @@ import itertools
 import random
 import shlex
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Barrier
 
 import numpy as np
@@ -251,6 +252,22 @@ def test_runs_at_the_same_time_have_different_numbers(tmp_path):
     assert len(set(found)) == 8
     assert "0002" not in found
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_folder_that_another_run_removes_is_created_again(tmp_path, monkeypatch):
+    """The other run fails and removes the folder while it is empty."""
+    mkdir, removals = Path.mkdir, iter(range(2))
+
+    def removed(path, *arguments, **options):
+        mkdir(path, *arguments, **options)
+        if next(removals, None) is not None:
+            path.rmdir()
+
+    monkeypatch.setattr(Path, "mkdir", removed)
+    with numbered(tmp_path / "new") as name:
+        (tmp_path / "new" / f"{name}-original.png").touch()
+    assert next(removals, None) is None
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["0001-original.png"]
 
 
 def test_pictures_of_earlier_versions_are_read(tmp_path):

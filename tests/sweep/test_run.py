@@ -3,6 +3,7 @@ unchanged."""
 
 import os
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -15,10 +16,10 @@ from support.sweeping import records, same
 from sega_jax import CheckpointError, Edit, sweep
 from sega_jax.cli.main import main
 from sega_jax.pipelines import loading, stored_settings
+from sega_jax.sweep.running import run, store
 from sega_jax.sweep.running.folder import Folder
 from sega_jax.sweep.running.prefixes import SharedRun
 from sega_jax.sweep.running.records import columns
-from sega_jax.sweep.running.store import Store
 
 CALL = {"steps": 3, "guidance_scale": 4.0, "prompt": "a cat"}
 EDITS = {"hat": {"warmup": 1, "threshold": 0.5}, "glasses": {"warmup": 0}}
@@ -321,7 +322,7 @@ def test_a_sweep_that_cannot_start_leaves_no_folder(shell, tmp_path, monkeypatch
     (tmp_path / "file").touch()
     assert "cannot be written to" in shell("cats.toml", "--out", "file/folder").output
     with monkeypatch.context() as patched:
-        patched.setattr(Store, "create", lambda *_: (_ for _ in ()).throw(OSError("the disk is full")))
+        patched.setattr(store, "write_file", lambda *_, **__: (_ for _ in ()).throw(OSError("the disk is full")))
         assert "the disk is full" in shell("cats.toml", "--out", "new/folder").output
     assert not (tmp_path / "new").exists()
 
@@ -351,6 +352,46 @@ def test_a_sweep_whose_model_cannot_be_loaded_leaves_no_folder(shell, tmp_path, 
     with pytest.raises(CheckpointError):
         sweep.run(plan, tmp_path / "shared", worker=(1, 2), patience=0.2)
     assert sweep.kept(tmp_path / "shared") == plan
+
+
+def test_a_sweep_that_fails_keeps_the_plan_of_the_same_command(plan, tmp_path, monkeypatch):
+    """Another process starts the same sweep while the model is loaded."""
+
+    def fails(*_, **__):
+        assert not (tmp_path / "new").exists()
+        sweep.keep(plan, tmp_path / "new")
+        raise CheckpointError("broken")
+
+    monkeypatch.setattr(loading, "load", fails)
+    with pytest.raises(CheckpointError, match="broken"):
+        sweep.run(plan, tmp_path / "new")
+    assert sweep.kept(tmp_path / "new") == plan
+    assert (tmp_path / "new" / "leases").is_dir()
+
+
+def test_an_interrupted_sweep_names_the_next_commands(shell, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loading, "load", interrupted)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    assert "Interrupted; the same command continues the sweep\n" in shell("cats.toml").output
+    assert not (tmp_path / "sega-jax-out").exists()
+    shared = shell("cats.toml", "--worker", "1/2").output
+    assert "continues the sweep, and sega-jax sweep status sega-jax-out/cats shows progress\n" in shared
+    assert shell("status", "sega-jax-out/cats").output == "0 of 3 pictures, 0 of 1 batches\n"
+
+
+def test_the_shell_checks_a_sweep_once(shell, least, monkeypatch):
+    checked = []
+    monkeypatch.setattr(loading, "load", lambda *_, **__: least)
+    monkeypatch.setattr(sweep, "check", checked.append)
+    monkeypatch.setattr(run, "check", checked.append)
+    assert shell("cats.toml", "--rows", 2).exit_code == 0
+    assert len(checked) == 1
+    (plan,) = checked
+    sweep.run(plan, "sega-jax-out/again", least)
+    assert checked == [plan, plan]
 
 
 def test_pictures_are_kept_after_an_error(plan, least, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from support import sweeping
 from support.sweeping import hat_plan, same
 
 from sega_jax import sweep
-from sega_jax.sweep.running import leases
+from sega_jax.sweep.running import leases, store
 from sega_jax.sweep.running.leases import Leases
 from sega_jax.sweep.running.store import Store, host
 
@@ -45,6 +45,22 @@ def test_other_workers_finish_a_killed_workers_share(plan, done, tmp_path, worke
     assert sweep.run(plan, tmp_path).done == 12
     assert not any(path.exists() for path in left)
     same(tmp_path, done)
+
+
+def test_a_folder_that_another_process_removes_is_created_again(plan, tmp_path, monkeypatch):
+    """The other process cannot write its plan, and removes the folder while it is empty."""
+    write, removals = store.write_file, iter(range(2))
+
+    def late(path, *arguments, **options):
+        if next(removals, None) is not None:
+            path.parent.rmdir()
+            path.parent.parent.rmdir()
+        write(path, *arguments, **options)
+
+    monkeypatch.setattr(store, "write_file", late)
+    sweep.keep(plan, tmp_path / "new" / "folder")
+    assert next(removals, None) is None
+    assert sweep.kept(tmp_path / "new" / "folder") == plan
 
 
 def test_shares_cover_all_batches(plan):

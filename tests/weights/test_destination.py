@@ -3,6 +3,7 @@
 import errno
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -67,8 +68,10 @@ def test_a_failed_folder_is_removed(tmp_path):
 @pytest.mark.parametrize("succeeds", [False, True])
 def test_new_folders_are_removed_if_they_stay_empty(tmp_path, succeeds):
     (tmp_path / "old").mkdir()
-    with suppress(ValueError), new_folder(tmp_path / "old" / "new" / "folder"):
-        assert (tmp_path / "old" / "new" / "folder").is_dir()
+    file = tmp_path / "old" / "new" / "folder" / "file"
+    with suppress(ValueError), new_folder(file.parent, file.touch):
+        assert file.exists()
+        file.unlink()
         if not succeeds:
             raise ValueError
         (tmp_path / "old" / "new" / "file").touch()
@@ -76,6 +79,75 @@ def test_new_folders_are_removed_if_they_stay_empty(tmp_path, succeeds):
         tmp_path / "old",
         *[tmp_path / "old/new", tmp_path / "old/new/file"] * succeeds,
     ]
+
+
+def test_new_folders_survive_processes_that_remove_them(tmp_path, monkeypatch):
+    """Another process removes the folders after each step of creating them."""
+    mkdir, removed = Path.mkdir, []
+
+    def interrupted(path, *arguments, **options):
+        if len(removed) < 3 and path.parent.name == "new":
+            removed.append(path)
+            if path.parent.exists():
+                path.parent.rmdir()
+        mkdir(path, *arguments, **options)
+
+    def create():
+        if len(removed) < 5:
+            removed.append(folder)
+            folder.rmdir()
+            folder.parent.rmdir()
+        (folder / "file").touch()
+
+    folder = tmp_path / "new" / "folder"
+    monkeypatch.setattr(Path, "mkdir", interrupted)
+    with new_folder(folder, create):
+        pass
+    assert len(removed) == 5
+    assert (folder / "file").exists()
+
+
+def test_a_folder_that_is_removed_while_it_is_created(tmp_path, monkeypatch):
+    """`mkdir` finds a folder that another process then removes, and reports that the folder exists."""
+    mkdir, failures = Path.mkdir, iter(range(2))
+
+    def late(path, *arguments, **options):
+        if next(failures, None) is not None:
+            raise FileExistsError(errno.EEXIST, "File exists", path)
+        mkdir(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", late)
+    with new_folder(tmp_path / "new", (tmp_path / "new" / "file").touch):
+        pass
+    assert (tmp_path / "new" / "file").exists()
+
+
+def test_a_file_in_place_of_a_new_folder(tmp_path):
+    (tmp_path / "file").touch()
+    for path, error in ((tmp_path / "file", FileExistsError), (tmp_path / "file" / "below", NotADirectoryError)):
+        with pytest.raises(error), new_folder(path, lambda: pytest.fail("created")):
+            pass
+
+
+PROCESS = """
+import runpy, sys
+from pathlib import Path
+
+new_folder = runpy.run_path(sys.argv[1])["new_folder"]
+folder = Path(sys.argv[2]) / "new" / "folder"
+file = folder / sys.argv[3]
+for _ in range(300):
+    with new_folder(folder, file.touch):
+        file.unlink()
+"""
+
+
+def test_processes_that_create_and_remove_a_folder_do_not_disturb_each_other(tmp_path):
+    command = [sys.executable, "-c", PROCESS, destination.__file__, tmp_path]
+    processes = [subprocess.Popen([*command, name], stderr=subprocess.PIPE) for name in "abc"]
+    errors = [process.communicate()[1].decode() for process in processes]
+    assert errors == [""] * 3
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_parents_are_removed_if_nothing_is_written(tmp_path):
@@ -150,3 +222,53 @@ def test_a_hidden_folder_that_another_process_removes_is_made_again(tmp_path, mo
     with atomic_folder(tmp_path / "folder") as folder:
         (folder / "file").touch()
     assert (tmp_path / "folder" / "file").exists()
+
+
+def test_a_hidden_folder_that_another_process_is_removing_is_made_again(tmp_path, monkeypatch):
+    """A process that removes leftovers locks the new hidden folder first. It is not mistaken for a writer."""
+    lock, opened, cleaner = destination._lock, destination._opened, []
+
+    def locked_late(folder):
+        if not cleaner:
+            cleaner.append(opened(tmp_path / ".folder.sega-jax-partial"))
+            assert lock(cleaner[0])
+            threading.Timer(0.1, remove).start()
+        return lock(folder)
+
+    def remove():
+        (tmp_path / ".folder.sega-jax-partial").rmdir()
+        destination.os.close(cleaner[0])
+
+    monkeypatch.setattr(destination, "_lock", locked_late)
+    with atomic_folder(tmp_path / "folder") as folder:
+        (folder / "file").touch()
+    assert (tmp_path / "folder" / "file").exists()
+
+
+def test_a_hidden_folder_of_another_process_is_not_a_leftover(tmp_path, monkeypatch):
+    """The other process finishes and begins again, after this process has opened its first hidden folder."""
+    partial, opened = tmp_path / ".other.sega-jax-partial", destination._opened
+    partial.mkdir()
+
+    def early(folder):
+        descriptor = opened(folder)
+        if folder == partial and not (tmp_path / "other").exists():
+            partial.rename(tmp_path / "other")
+            partial.mkdir()
+            (partial / "half").touch()
+        return descriptor
+
+    monkeypatch.setattr(destination, "_opened", early)
+    with atomic_folder(tmp_path / "folder"):
+        pass
+    assert (partial / "half").exists()
+
+
+def test_a_folder_that_another_process_writes_to_is_refused(tmp_path):
+    with (
+        atomic_folder(tmp_path / "folder"),
+        pytest.raises(FileExistsError, match=r"another process is writing to .*folder; wait until it has finished"),
+        atomic_folder(tmp_path / "folder"),
+    ):
+        pass
+    assert (tmp_path / "folder").is_dir()

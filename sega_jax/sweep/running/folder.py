@@ -15,8 +15,6 @@ kept. Several workers may share the folder. Two workers may make the same pictur
 finished batch has one file of records.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,50 +76,29 @@ class Folder:
             OSError: the folder cannot be written to.
             ValueError: the folder contains a different plan, or a damaged one.
         """
-        text = plan.to_json().encode()
-        with self.store.created():
+        if not self.contains(plan):
             try:
-                self.store.create("plan.json", text)
-            except FileExistsError:
-                if self.store.read("plan.json") != text:
-                    self.plan()  # raises an error if the plan is damaged
-                    raise ValueError(
-                        f"{self} contains a different sweep, or this sweep with a different model, number of rows or"
-                        " sharing; choose a different folder, or use the original settings"
-                    ) from None
+                self.store.create("plan.json", plan.to_json().encode())
+            except FileExistsError:  # another worker was faster
+                self.contains(plan)
         self.store.begin((PICTURES, RECORDS, LEASES))
 
-    @contextmanager
-    def started(self, *, alone: bool) -> Iterator[None]:
-        """Starts or continues a sweep in a `with` block.
+    def contains(self, plan: Plan) -> bool:
+        """Returns whether the folder contains a plan. Returns false if it contains none.
 
-        If an error ends the block before a file is made, the plan and the folders that the block has made are removed
-        again. An interruption keeps them.
-
-        Args:
-            alone: whether this is the only worker. With several workers, and at addresses, the plan always stays.
+        Raises:
+            ValueError: the folder contains a different plan, or a damaged one.
         """
-        if not (alone and self.store.local):
-            yield
-            return
-        with self.store.created():
-            is_new = not self.store.has("plan.json")
-            try:
-                yield
-            except Exception:
-                if is_new:
-                    self._remove_plan()
-                raise
-
-    def _remove_plan(self) -> None:
-        """Removes the plan, if the sweep has no other files."""
-        stages = [f"{_STAGES}/{name}/" for name in self.store.names(_STAGES)]
-        own = [f"{stage}{folder}" for stage in (*stages, "") for folder in (PICTURES, RECORDS, LEASES, METRICS)]
-        if any(map(self.store.names, own)):
-            return
-        for stage in (*stages, ""):
-            self.store.remove(f"{stage}plan.json")
-        self.store.remove_empty([*own, *stages, _STAGES])
+        text = self.store.read("plan.json")
+        if text is None:
+            return False
+        if text != plan.to_json().encode():
+            self.plan()  # raises an error if the plan is damaged
+            raise ValueError(
+                f"{self} contains a different sweep, or this sweep with a different model, number of rows or sharing;"
+                " choose a different folder, or use the original settings"
+            )
+        return True
 
     def plan(self) -> Plan:
         """Reads the folder's plan.

@@ -83,6 +83,7 @@ def run(
     worker: tuple[int, int] | None = None,
     patience: float = PATIENCE,
     progress: bool | None = None,
+    checked: bool = False,
     on_recorded: Callable[[int], Any] | None = None,
 ) -> Status:
     """Makes a plan's missing pictures in a folder. `sega_jax.sweep.running.folder` describes the files in the folder.
@@ -106,6 +107,7 @@ def run(
         patience: how long, in seconds, a worker may go without renewing its lease before it is considered dead. All
             workers must use the same value.
         progress: whether to show a progress bar; None shows it in terminals and notebooks.
+        checked: whether `check` has already checked the plan. If not, `run` checks it.
         on_recorded: a function that is called with the number of pictures that this worker has just made and recorded;
             for a cascade, only those of the last stage. It may be called from another thread.
 
@@ -141,17 +143,19 @@ def run(
     unfinished = _unfinished(plan, where, number, workers, progress)
     if unfinished:
         check_files(plan)
-        check(plan)
-    with where.started(alone=workers == 1):
-        where.begin(plan)
-        for stage in unfinished:
-            stage_folder = where.of(stage, plan)
-            if stage is not plan:
-                stage_folder.begin(stage)
-            earlier = None if stage.earlier is None else where.of(stage.earlier, plan)
-            with Leases(stage_folder.store, number, workers, patience) as leases:
-                begin = partial(_Run, earlier=earlier, on_recorded=on_recorded if stage is plan else None)
-                _run_stage(stage, stage_folder, leases, workers, begin, loader, progress)
+        if not checked:
+            check(plan)
+        if workers == 1:  # then a model that cannot be loaded leaves no files
+            loader.load_in_advance(unfinished[0].facts)
+    where.begin(plan)
+    for stage in unfinished:
+        stage_folder = where.of(stage, plan)
+        if stage is not plan:
+            stage_folder.begin(stage)
+        earlier = None if stage.earlier is None else where.of(stage.earlier, plan)
+        with Leases(stage_folder.store, number, workers, patience) as leases:
+            begin = partial(_Run, earlier=earlier, on_recorded=on_recorded if stage is plan else None)
+            _run_stage(stage, stage_folder, leases, workers, begin, loader, progress)
     return of_plan(plan, where)
 
 
@@ -163,8 +167,7 @@ def _unfinished(plan: Plan, where: Folder, worker: int, workers: int, progress: 
     plans: list[Plan] = []
     for stage in reversed(plan.chain):
         folder = where.of(stage, plan)
-        if folder.store.has("plan.json"):
-            folder.begin(stage)  # refuses a folder with a different plan before anything in it is changed
+        if folder.contains(stage):
             remove_damaged(folder, stage, stage.shares(workers)[worker], progress)
         if not folder.missing(stage):
             break

@@ -32,7 +32,17 @@ class Loader:
 
     def __init__(self, pipe: Pipeline | None = None):
         self._given = pipe
+        self._in_advance: Pipeline | None = None
         self._readers: Readers | None = None
+
+    def load_in_advance(self, facts: Facts) -> None:
+        """Loads the model of the stage that runs next, so that `loaded` does not load it.
+
+        Raises:
+            FileNotFoundError, CheckpointError: as for `sega_jax.load`.
+        """
+        if self._given is None:
+            self._in_advance = self._load(facts)
 
     @contextmanager
     def loaded(self, facts: Facts) -> Iterator[Pipeline]:
@@ -41,7 +51,8 @@ class Loader:
         Raises:
             FileNotFoundError, CheckpointError: as for `sega_jax.load`.
         """
-        pipe = self._load(facts) if self._given is None else self._given
+        pipe, self._in_advance = self._given or self._in_advance, None
+        pipe = pipe or self._load(facts)
         if facts.stage is not None and facts.earlier is None:
             reader = pipe.system.text
             networks = {part: module for part, module in pipe.models._asdict().items() if part in reader.parts}

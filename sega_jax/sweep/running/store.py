@@ -11,8 +11,6 @@ import os
 import re
 import socket
 import uuid
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
 from functools import cache, partial
 from pathlib import Path
 
@@ -51,13 +49,6 @@ class Store:
     def __str__(self) -> str:
         return self._address
 
-    def created(self) -> AbstractContextManager[None]:
-        """Creates the folder. If it is new and still empty when the block ends, it is removed again."""
-        if self.local:
-            return new_folder(Path(self._root))
-        self._files.makedirs(self._root, exist_ok=True)
-        return contextlib.nullcontext()
-
     def begin(self, folders: tuple[str, ...]) -> None:
         """Creates the folders, and removes unfinished files left behind by processes on this machine that have
         ended."""
@@ -90,26 +81,24 @@ class Store:
             self._files.pipe_file(self._path(name), data)  # object stores show a file only when it is complete
 
     def create(self, name: str, data: bytes) -> None:
-        """Writes a new file. If several processes create the same file at once, only one succeeds.
+        """Writes a new file, and creates missing folders. If several processes create the same file at once, only one
+        succeeds. If the file cannot be written, new folders that are empty are removed again.
 
         Raises:
             FileExistsError: the file already exists.
         """
         if self.local:
-            write_file(Path(self._path(name)), data, owner=f"{host()}-")
+            path = Path(self._path(name))
+            with new_folder(path.parent, partial(write_file, path, data, owner=f"{host()}-")):
+                pass
         else:
+            self._files.makedirs(self._root, exist_ok=True)
             self._files.pipe_file(self._path(name), data, mode="create")
 
     def remove(self, name: str) -> None:
         """Removes a file if it exists."""
         with contextlib.suppress(FileNotFoundError):
             self._files.rm_file(self._path(name))
-
-    def remove_empty(self, folders: Iterable[str]) -> None:
-        """Removes those of some local folders that are empty, in the given order."""
-        for folder in folders:
-            with contextlib.suppress(OSError):
-                os.rmdir(self._path(folder))
 
     def names(self, folder: str) -> set[str]:
         """Returns the names of a folder's entries. Names of unfinished files start with a dot."""
