@@ -22,7 +22,9 @@ from sega_jax.systems.registry import systems
 
 FORMATS = ("webp", "gif")
 _MOST_FRAMES = 256
-# GIFs store durations in hundredths of a second, and browsers play faster GIFs slowly.
+# The units in which files store the duration of a frame, in milliseconds. Browsers play GIFs with less than two units
+# slowly.
+_UNITS = {"webp": 1, "gif": 10}
 _FPS = Real(0.1, 50)
 _NUMBER = re.compile(r"[+-]?([0-9]{1,15}\.?[0-9]{0,15}|\.[0-9]{1,15})([eE][+-]?[0-9])?")
 
@@ -45,7 +47,7 @@ def options() -> list[click.Option]:
             ["--fps"],
             metavar="NUMBER",
             help="The animation's frames per second.  [default: all values in 3 seconds, but at least 2 and at most 20"
-            " frames per second]",
+            " frames per second; a GIF has the nearest of 50, 33.3, 25, 20, 16.7 and so on]",
         ),
         click.Option(["--one-way"], is_flag=True, default=None, help="Play the animation only forward, not back."),
         click.Option(["--no-captions"], is_flag=True, default=None, help="Leave the value out below each frame."),
@@ -57,7 +59,7 @@ def names() -> list[str]:
     return [one.name or "" for one in options()]
 
 
-def taken(given: dict[str, Any]) -> dict[str, Any]:
+def pop_options(given: dict[str, Any]) -> dict[str, Any]:
     """Removes this module's options from the given options, and returns those that have a value."""
     values = {name: given.pop(name) for name in names()}
     return {name: value for name, value in values.items() if value is not None}
@@ -87,9 +89,21 @@ class Animation(NamedTuple):
     known: Mapping[str, Any]  # the options, as they are stored in files
 
     @property
+    def format(self) -> str:
+        """The file's format, "webp" or "gif"."""
+        return self.known.get("animate_format", FORMATS[0])
+
+    @property
     def fps(self) -> float:
         """The number of frames per second."""
         return float(self.known.get("fps", min(max(len(self.values) / 3, 2), 20)))
+
+    @property
+    def duration(self) -> int:
+        """The duration of a frame in milliseconds, which gives the nearest rate that the format can play."""
+        unit = _UNITS[self.format]
+        shorter = int(1000 / self.fps / unit) * unit
+        return min((shorter, shorter + unit), key=lambda one: abs(1000 / one - self.fps))
 
     def check_family(self, system: System, model: str) -> None:
         """Checks that a family's calls accept the argument that changes, and its values.
@@ -164,6 +178,9 @@ def read(given: Mapping[str, Any], edits: Sequence[str], concepts: Sequence[Edit
         if name == "strength" and not image:
             raise ValueError("strength needs a picture to start from; name one with --image")
         animation = Animation(setting, name, index, values, {**given, "animate": f"{setting}={listed.strip()}"})
+        if "fps" in given and animation.format == "gif":
+            # Files store the rate at which they are played.
+            animation = animation._replace(known={**animation.known, "fps": f"{1000 / animation.duration:g}"})
         if index is None:
             for one in values:
                 shell.check_early({name: one})
@@ -252,17 +269,17 @@ def _find(setting: str, edits: Sequence[str], concepts: Sequence[Edit]) -> tuple
     notations = [_notation(one.concept, text.startswith("-")) for one, text in zip(concepts, edits, strict=True)]
     try:
         named = parse_edit(words)
-        found = [i for i, one in enumerate(notations) if one == _notation(named.concept, named.scale < 0)]
+        indices = [i for i, one in enumerate(notations) if one == _notation(named.concept, named.scale < 0)]
     except ValueError:
-        found = []
-    if len(found) != 1:
-        if found:
+        indices = []
+    if len(indices) != 1:
+        if indices:
             raise ValueError(
-                f"{len(found)} edits are {words!r}, so it is unclear which of them changes; give one of them"
+                f"{len(indices)} edits are {words!r}, so it is unclear which of them changes; give one of them"
             )
         known = f"; the edits are {', '.join(notations)}" if notations else ""
         raise ValueError(f"no --edit is {words!r}{known}")
-    index = found[0]
+    [index] = indices
     # The command that `info` prints writes edits with a negative scale with a minus, however they were given.
     minus = concepts[index].scale < 0
     setting = f"{_notation(concepts[index].concept, minus)}.{name}"

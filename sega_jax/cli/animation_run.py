@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from sega_jax.cli.animation import FORMATS, Animation, Frame
+from sega_jax.cli.animation import Animation, Frame
 from sega_jax.cli.edit_run import Job, Picture, Result, groups, numbered, stored_seed
 from sega_jax.cli.terminal import compilations, echo, pictures_reported_elsewhere
 from sega_jax.method.arguments import arguments
@@ -51,7 +51,8 @@ def run(
         TypeError, ValueError: a frame's settings do not fit the checkpoint. Raised before any frame is made.
     """
     frames = animation.frames(job.concepts, pipe.system)
-    echo(f"  {animation.setting} from {frames[0].value} to {frames[-1].value} in {len(frames)} frames")
+    rate = f"{1000 / animation.duration:.3g} frames per second"
+    echo(f"  {animation.setting} from {frames[0].value} to {frames[-1].value} in {len(frames)} frames, {rate}")
     # With edits, `sega-jax edit` makes two pictures for each seed.
     size = most * (2 if job.concepts else 1) if _may_differ(frames[0], pipe) else 1
     calls = [(size, _arguments(job, group, call, pipe)) for group, size in groups(frames, size)]
@@ -132,15 +133,14 @@ def _images(
 def _write(stem: Path, pictures: Pictures, animation: Animation, known: dict[str, Any]) -> Path:
     """Writes an animation with its settings. Returns the file's path."""
     options = animation.known
-    format = options.get("animate_format", FORMATS[0])
     images = [image for _, image in pictures]
     if not options.get("no_captions"):
         images = captioned(images, [f"{animation.setting} = {value}" for value, _ in pictures])
     if not options.get("one_way"):
         images += images[-2:0:-1]
-    path = stem.with_name(f"{stem.name}.{format}")
+    path = stem.with_name(f"{stem.name}.{animation.format}")
     known = known | {"values": [json.loads(value) for value, _ in pictures]}
-    write_file(path, encoded(images, format, animation.fps, known))
+    write_file(path, encoded(images, animation.format, animation.duration, known))
     return path
 
 
@@ -154,12 +154,12 @@ def captioned(images: Sequence[Image.Image], captions: Sequence[str]) -> list[Im
     return equal
 
 
-def encoded(images: Sequence[Image.Image], format: str, fps: float, settings: dict[str, Any]) -> bytes:
+def encoded(images: Sequence[Image.Image], format: str, duration: int, settings: dict[str, Any]) -> bytes:
     """Encodes pictures of equal size as an animation that repeats for ever and stores its settings.
 
     Args:
         format: "webp" or "gif".
-        fps: the number of frames per second.
+        duration: the duration of a frame in milliseconds. For a GIF, a multiple of 10.
     """
     options = save_options(format, settings)
     if format == "gif":
@@ -168,8 +168,7 @@ def encoded(images: Sequence[Image.Image], format: str, fps: float, settings: di
         images = [image.quantize(palette=image.quantize(), dither=dither) for image in images]
     else:
         options["quality"] = _WEBP_QUALITY
-    # GIFs store durations in units of 10 milliseconds.
-    options |= {"duration": round(100 / fps) * 10, "loop": 0}
+    options |= {"duration": duration, "loop": 0}
     file = io.BytesIO()
     images[0].save(file, format, save_all=True, append_images=images[1:], **options)
     return file.getvalue()

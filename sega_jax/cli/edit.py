@@ -78,7 +78,7 @@ def edit(model: str | None, prompt: str, edits: tuple[str, ...], out: str, as_js
       sega-jax edit --prompt "a portrait of a man" --edit "-beard:scale=6"
     """
     with plainly(), json_on_stdout(as_json) as write_json:
-        of_animation = animation.taken(options)
+        of_animation = animation.pop_options(options)
         given = Command.of(options)
         if model is None and "revision" in given.load:
             raise ValueError(

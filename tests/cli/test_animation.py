@@ -112,6 +112,20 @@ def test_the_options_are_repeated():
     assert words({"seed": 5}) == []
 
 
+@pytest.mark.parametrize(
+    ("format", "fps", "duration", "stored"),
+    [
+        *(("webp", "40", 25, "40"), ("webp", "24", 42, "24"), ("webp", "0.1", 10_000, "0.1"), ("webp", "50", 20, "50")),
+        *(("gif", "40", 30, "33.3333"), ("gif", "24", 40, "25"), ("gif", "6", 170, "5.88235"), ("gif", "50", 20, "50")),
+    ],
+)
+def test_the_nearest_rate_is_played_and_stored(format, fps, duration, stored):
+    one = animation("hat.scale=0,4", "hat", animate_format=format, fps=fps)
+    assert (one.duration, one.known["fps"]) == (duration, stored)
+    again = animation("hat.scale=0,4", "hat", animate_format=format, fps=stored)
+    assert (again.duration, again.known["fps"]) == (duration, stored)
+
+
 @pytest.mark.parametrize(("count", "fps"), [(2, 2), (15, 5), (100, 20)])
 def test_the_default_speed_suits_the_number_of_values(count, fps):
     assert animation(f"hat.scale=1:{count}:1", "hat").fps == fps

@@ -88,8 +88,8 @@ def test_frames_equal_pictures_and_the_command_of_info_repeats_the_file(
     assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
 
 
-@pytest.mark.parametrize("format", ["webp", "gif"])
-def test_the_file_plays_forward_and_back_for_ever(least_folder, tmp_path, batches, format):
+@pytest.mark.parametrize(("format", "duration", "stored"), [("webp", 167, "6"), ("gif", 170, "5.88235")])
+def test_the_file_plays_forward_and_back_for_ever(least_folder, tmp_path, batches, format, duration, stored):
     words = ["--animate", "hat.scale=0:8:1", "--animate-format", format, "--seed", 3, "--fps", 6]
     for _ in range(2):
         result = animate(least_folder, tmp_path, *words)
@@ -98,12 +98,14 @@ def test_the_file_plays_forward_and_back_for_ever(least_folder, tmp_path, batche
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     with Image.open(tmp_path / names[0]) as image:
         image.load()
-        assert (image.n_frames, image.info["duration"], image.info["loop"]) == (16, 170, 0)
+        assert (image.n_frames, image.info["duration"], image.info["loop"]) == (16, duration, 0)
     shown = frames(tmp_path / names[0])
     red = [frame[20, 20, 0] for frame in shown]
     assert np.abs(np.subtract(red, [20 * abs(scale) for scale in [*range(9), *range(7, 0, -1)]])).max() <= 6
     known = stored_settings.read(tmp_path / names[0])
     assert known["picture"] == "animation"
+    assert known["fps"] == stored
+    assert f"frames, {1000 / duration:.3g} frames per second\n" in result.output
     assert known["values"] == list(range(9))
     # A run without an animation makes two pictures at once, so a group has two frames. All have the same noise.
     assert {batch.rows for batch in batches} == {2}
@@ -206,7 +208,7 @@ def test_smooth_areas_have_no_bands(format, tmp_path):
     """The mean colour of each small area is kept, although GIFs have only 256 colours."""
     y, x = np.mgrid[:128, :128] / 127
     smooth = np.stack([255 * x, 255 * y, 127 * (x + y)], -1).astype(np.uint8)
-    (tmp_path / "a").write_bytes(encoded([Image.fromarray(smooth), Image.fromarray(smooth[::-1])], format, 5, {}))
+    (tmp_path / "a").write_bytes(encoded([Image.fromarray(smooth), Image.fromarray(smooth[::-1])], format, 200, {}))
     for shown, expected in zip(frames(tmp_path / "a"), (smooth, smooth[::-1]), strict=True):
         means = [one.reshape(16, 8, 16, 8, 3).astype(float).mean((1, 3)) for one in (shown, expected)]
         assert np.quantile(np.abs(means[0] - means[1]), 0.95) < 2.5
