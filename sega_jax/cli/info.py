@@ -28,8 +28,8 @@ from sega_jax.systems.registry import named
 def info(file: Path, as_json: bool) -> None:
     """Prints a picture's settings and command.
 
-    FILE is a PNG that `sega-jax edit` or a sweep wrote, or an animation that `sega-jax edit` wrote. The last line is
-    the command that reproduces the file.
+    FILE is a picture, a sheet or an animation that `sega-jax edit` wrote, or a picture that a sweep wrote. The last
+    line is the command that reproduces the file.
 
     \b
     Example:

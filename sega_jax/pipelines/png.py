@@ -1,4 +1,4 @@
-"""Functions for PNG files that contain their pictures' settings, and for sheets of pictures with captions."""
+"""Encodes pictures with their settings, and arranges pictures with captions on sheets."""
 
 import io
 from collections.abc import Sequence
@@ -50,10 +50,15 @@ def sheet(images: Sequence[Image.Image], captions: Sequence[str], *, columns: in
 
 
 def encoded(image: Image.Image, format: str, settings: dict[str, Any]) -> bytes:
-    """Encodes a picture as "png", which includes the settings, or as lossless "webp", which does not."""
+    """Encodes a picture, without loss, as a file that stores its settings.
+
+    Args:
+        format: "png" or "webp".
+        settings: Values that JSON can represent.
+    """
     file = io.BytesIO()
-    options = save_options(format, settings) if format == "png" else {"lossless": True}
-    image.save(file, format, **options)
+    lossless = {"lossless": True} if format == "webp" else {}
+    image.save(file, format, **lossless, **save_options(format, settings))
     return file.getvalue()
 
 

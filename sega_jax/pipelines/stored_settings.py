@@ -21,7 +21,7 @@ def save_options(format: str, settings: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         format: "png", "webp" or "gif".
-        settings: values that JSON can represent.
+        settings: Values that JSON can represent.
 
     Example:
         >>> from pathlib import Path
@@ -57,7 +57,8 @@ def read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; correct the path") from None
     except IsADirectoryError:
-        pictures = sorted([*path.glob("*.png"), *path.glob("pictures/*.png")])
+        patterns = (f"{folder}*.{ending}" for folder in ("", "pictures/") for ending in ("png", "webp"))
+        pictures = sorted(picture for pattern in patterns for picture in path.glob(pattern))
         example = f", such as {pictures[-1]}" if pictures else ""
         raise ValueError(f"{path} is a folder; give the file of a picture{example}") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

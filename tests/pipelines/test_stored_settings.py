@@ -1,6 +1,7 @@
 """Settings in PNG, WebP and GIF files, and files that have none."""
 
 import random
+import re
 from contextlib import suppress
 
 import pytest
@@ -48,6 +49,16 @@ def test_files_of_other_programs_are_refused(tmp_path, format):
     for path in (plain, foreign):
         with pytest.raises(ValueError, match="was not made by sega-jax: it has no settings"):
             read(path)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.webp", "pictures/a.webp"])
+def test_the_message_about_a_folder_names_a_picture_in_it(tmp_path, name):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / name).touch()
+    with pytest.raises(
+        ValueError, match=re.escape(f"is a folder; give the file of a picture, such as {tmp_path / name}")
+    ):
+        read(tmp_path)
 
 
 @pytest.mark.parametrize("value", ["{", "[1]", "7", "[" * 5000], ids=["cut off", "list", "number", "nested"])

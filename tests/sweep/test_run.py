@@ -203,12 +203,18 @@ def test_pictures_with_nan_have_no_file(least, least_folder, tmp_path):
     assert status.output == "4 of 4 pictures, 2 of 2 batches\n2 of them are not finite, without a file\n"
 
 
-def test_webp_is_lossless(plan, done, least, least_folder, tmp_path):
+def test_webp_is_lossless_and_stores_the_settings(plan, done, least, least_folder, tmp_path):
     ablation = sweep.Sweep(model={"source": str(least_folder)}, call=CALL, edits=EDITS, grid=GRID, format="webp")
     sweep.run(sweep.plan(ablation, plan.facts, rows=2, share=False), tmp_path, least)
     for path in (tmp_path / "pictures").iterdir():
         ours, theirs = (np.asarray(Image.open(p)) for p in (path, done / "pictures" / f"{path.stem}.png"))
         np.testing.assert_array_equal(ours, theirs)
+        with Image.open(path) as image:
+            assert image.format == "WEBP"
+        stored = stored_settings.read(done / "pictures" / f"{path.stem}.png")
+        assert stored_settings.read(path) == stored
+        command = CliRunner().invoke(main, ["info", str(path)]).output.splitlines()[-1]
+        assert command.startswith(f"sega-jax edit --model {least_folder} --prompt")
 
 
 def test_a_folder_has_one_plan(done, plan, least):
