@@ -13,9 +13,21 @@ force_option = click.option("--force", is_flag=True, help="Replace files that al
 
 
 def out_option(default: str, help: str) -> Any:
-    """Returns the --out option of a command that writes a file."""
+    """Returns the --out option of a command that writes a file. A name without an extension gets the default's."""
+    extension = Path(default).suffix
+
+    def complete(ctx: click.Context, parameter: click.Parameter, path: Path) -> Path:
+        if not path.name:
+            raise click.BadParameter("it is empty; give a path", ctx, parameter)
+        return path if path.suffix or _is_device(path) else path.with_name(f"{path.name}{extension}")
+
     return click.option(
-        "--out", default=default, show_default=True, type=click.Path(path_type=Path, dir_okay=False), help=help
+        "--out",
+        default=default,
+        show_default=True,
+        type=click.Path(path_type=Path, dir_okay=False),
+        callback=complete,
+        help=f"{help} A name without an extension gets {extension}.",
     )
 
 

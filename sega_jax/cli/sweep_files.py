@@ -68,7 +68,8 @@ def sheet(folder: str, across: str, down: str, where: tuple[str, ...], side: int
         check_names(paths, force)
         for path in paths:
             page = pages.pop(0)  # so that only one sheet is in memory
-            write(path, _encoded(path, partial(page.image.save, format=format)), force)
+            save = partial(page.image.save, format=format)
+            write(path, _encoded(path, save, "use .png, a smaller --side, or --where"), force)
             fixed = ", ".join(f"{key} = {sweeps.show(value)}" for key, value in page.fixed.items())
             echo(f"Wrote {path}" + (f": {fixed}" if fixed else ""))
 
@@ -87,11 +88,11 @@ def plot(folder: str, y: str, x: str, by: str | None, where: tuple[str, ...], ou
     The plot has lines if all values on the horizontal axis are numbers, and bars otherwise.
     """
     with plainly():
-        out = out if out.suffix else out.with_suffix(".png")
         check_names([out], force)
         results = sweeps.Results(folder)
         figure = sweeps.plot(results, y, x, by, _fixed(results, where))
-        write(out, _encoded(out, partial(figure.savefig, format=out.suffix[1:])), force)
+        save = partial(figure.savefig, format=(out.suffix or ".png")[1:])
+        write(out, _encoded(out, save, "use .png, .svg or .pdf"), force)
         echo(f"Wrote {out}")
 
 
@@ -115,25 +116,23 @@ def _axis(text: str) -> str | None:
     return None if text == "none" else text
 
 
-def _encoded(path: Path, save: Callable[[io.BytesIO], Any]) -> bytes:
-    """Returns the content of a file, given a function that saves it to a stream."""
+def _encoded(path: Path, save: Callable[[io.BytesIO], Any], remedy: str) -> bytes:
+    """Returns the content of a file, given a function that saves it to a stream, and the remedy if this fails."""
     stream = io.BytesIO()
     try:
         save(stream)
     except (KeyError, OSError, ValueError) as error:
-        raise ValueError(
-            f"--out {path} cannot be written in this format ({error}); use .png, a smaller --side, or --where"
-        ) from None
+        raise ValueError(f"--out {path} cannot be written in this format ({error}); {remedy}") from None
     return stream.getvalue()
 
 
 def _picture_format(path: Path) -> str:
-    """Returns the format of a picture file.
+    """Returns the format of a picture file. Devices without an extension, such as /dev/stdout, receive a PNG.
 
     Raises:
         ValueError: Pillow cannot write files with this extension.
     """
-    if (known := Image.registered_extensions().get(path.suffix.lower())) not in Image.SAVE:
+    if (known := Image.registered_extensions().get(path.suffix.lower() or ".png")) not in Image.SAVE:
         raise ValueError(f"--out {path} should have the extension of a picture, such as .png")
     return str(known)
 

@@ -4,9 +4,11 @@ import os
 import re
 import threading
 
+import click
 import pytest
+from click.testing import CliRunner
 
-from sega_jax.cli.named_files import check_names, write
+from sega_jax.cli.named_files import check_names, out_option, write
 
 
 def test_all_existing_files_are_named(tmp_path):
@@ -43,6 +45,27 @@ def test_pipes_are_written_without_force(tmp_path):
     write(pipe, b"data", force=False)
     reader.join()
     assert received == [b"data"]
+
+
+def named(*words):
+    """Returns the output of a command that prints the file name in its option --out."""
+
+    @click.command()
+    @out_option("page.html", "The file.")
+    def command(out):
+        click.echo(out, nl=False)
+
+    return CliRunner().invoke(command, list(map(str, words))).output
+
+
+def test_names_without_an_extension_get_that_of_the_default(tmp_path):
+    assert named() == "page.html"
+    given = ["a", "a.png", "b.c/a", ".a"]
+    assert [named("--out", one) for one in given] == ["a.html", "a.png", "b.c/a.html", ".a.html"]
+    os.mkfifo(tmp_path / "pipe")
+    assert named("--out", tmp_path / "pipe") == str(tmp_path / "pipe")
+    assert "Invalid value for '--out': it is empty; give a path" in named("--out", "")
+    assert "A name without an extension gets .html." in " ".join(named("--help").split())
 
 
 def test_a_file_that_appears_during_the_work_is_kept(tmp_path):
