@@ -99,7 +99,7 @@ def _remedy(text: str, suggestion: str | None) -> str:
         remedy = f"; write settings as in glasses:scale=5. The settings are {', '.join(_SETTINGS)}."
     else:
         remedy = f"; did you mean {_shown(suggestion)}?"
-    if _quoted(text.removeprefix("-")) is not None:
+    if _quoted_words(text.removeprefix("-")) is not None:
         return remedy
     minus = "-" if text.startswith("-") else ""
     words = minus + json.dumps(text.removeprefix("-"), ensure_ascii=False)
@@ -117,7 +117,7 @@ def _parsed(text: str) -> Edit:
         _SpellingError, ValueError: As for `parse_edit`.
     """
     removes = text.startswith("-")
-    words, rest = _quoted(text.removeprefix("-")) or _plain_words(text)
+    words, rest = _quoted_words(text.removeprefix("-")) or _plain_words(text)
     values: dict[str, Any] = {}
     for entry in filter(None, (part.strip() for part in rest.split(","))):
         name, equals, value = (part.strip() for part in entry.partition("="))
@@ -140,7 +140,7 @@ def _parsed(text: str) -> Edit:
     return Edit(words, **values)
 
 
-def _quoted(text: str) -> tuple[str, str] | None:
+def _quoted_words(text: str) -> tuple[str, str] | None:
     """Returns the words in a JSON string and the settings that follow it. Returns None if there is no such string."""
     if not text.startswith('"'):
         return None
@@ -208,4 +208,4 @@ def complete(edit: Edit, momentum: Mapping[str, Any]) -> str:
 
 
 def _plain(value: float) -> str:
-    return repr(int(value) if isinstance(value, float) and value.is_integer() else value)
+    return repr(value).removesuffix(".0")

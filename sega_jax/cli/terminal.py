@@ -78,10 +78,10 @@ def _finite(value: Any) -> Any:
 
 def quoted(words: Iterable[str]) -> str:
     """Returns a shell command of words. Words with control characters are quoted in bash's $'...' form."""
-    return " ".join(_quoted(word) for word in words)
+    return " ".join(_shell_word(word) for word in words)
 
 
-def _quoted(word: str) -> str:
+def _shell_word(word: str) -> str:
     if printable(word) == word:
         return shlex.quote(word)
     escaped = word.replace("\\", "\\\\").replace("'", "\\'")

@@ -120,8 +120,8 @@ def _in_python(argument: str) -> str:
 def _shell_text(value: Any) -> str:
     if isinstance(value, list | tuple):
         value = ",".join(map(_shell_text, value))
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
+    if isinstance(value, float):
+        return repr(float(value)).removesuffix(".0")
     if isinstance(value, str | os.PathLike):
         return shlex.quote(_shortened(str(value), _MOST_OF_STRINGS))
     return brief(value)

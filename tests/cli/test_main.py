@@ -172,6 +172,7 @@ def test_any_words_can_be_written_and_read_again():
         edit = Edit(words, scale=rng.choice([5, -5, 2.5, -0.25]), warmup=rng.choice([10, 0]))
         (again,) = shlex.split(shlex.quote(format_edit(edit)))
         assert parse_edit(again) == edit
+    assert format_edit(Edit("hat", scale=1e30)) == "hat:scale=1e+30"
     # Quotation marks are added only where they are needed.
     assert format_edit(Edit("16:9 glasses", scale=-5)) == "-16:9 glasses"
 

@@ -40,6 +40,7 @@ def test_names_in_the_stages_of_a_cascade():
         ("steps", 20, "--steps 20"),
         ("steps", 20.0, "--steps 20"),
         ("steps", 0.5, "--steps 0.5"),
+        ("steps", 1e300, "--steps 1e+300"),
         ("steps", "two words", "--steps 'two words'"),
         ("steps", "", "--steps ''"),
         ("steps", (1.0, 0.5), "--steps 1,0.5"),
