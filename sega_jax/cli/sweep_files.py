@@ -150,5 +150,5 @@ def _fixed(results: sweeps.Results, where: tuple[str, ...]) -> dict[str, Any]:
             raise ValueError(f"--where {text} should be AXIS=VALUE, such as seed=3")
         if key in fixed:
             raise ValueError(f"--where {text}: {key} already has a value; give each axis once")
-        fixed[key] = results.named(key, value)
+        fixed[key] = results.value(key, value, as_text=True)
     return fixed

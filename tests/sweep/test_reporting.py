@@ -21,6 +21,7 @@ from sega_jax.cli.main import main
 from sega_jax.demo.attributes import WORDS
 from sega_jax.demo.judge import load_judge, look
 from sega_jax.nn.clip import CLIPModel, CLIPTextConfig, CLIPVisionConfig
+from sega_jax.sweep.reporting import sheets
 from sega_jax.sweep.reporting.report import _values
 
 pytest.importorskip("pyarrow.parquet")
@@ -62,6 +63,8 @@ def test_results_are_selected_by_columns(results):
     results.rows[:] = [row for row in results.rows if row["seed"] != 1 or row["hat.scale"] != 4]
     with pytest.raises(ValueError, match=r"no picture has all of seed=1, hat\.scale=4; leave one of them out"):
         results.where({"seed": 1, "hat.scale": 4})
+    with pytest.raises(ValueError, match=r'no picture has all of prompt="a cat", seed=1, hat\.scale=4; leave'):
+        results.where({"prompt": "a cat", "seed": "1", "hat.scale": "4e0"})
 
 
 def test_values_are_named_by_equal_values_and_by_texts(results):
@@ -72,13 +75,13 @@ def test_values_are_named_by_equal_values_and_by_texts(results):
     results.rows[:] = [row | {"revision": "5" if row["seed"] == 1 else 5} for row in results.rows]
     assert {row["seed"] for row in results.where({"revision": "5"})} == {1}
     assert {row["seed"] for row in results.where({"revision": 5})} == {3}
-    assert [results.named("revision", text) for text in ("5", "5.0", '"5"')] == [5, 5, "5"]
+    assert [results.value("revision", text, as_text=True) for text in ("5", "5.0", '"5"')] == [5, 5, "5"]
     results.rows[:] = [row | {"revision": 0.1 + 1e-8 * row["seed"]} for row in results.rows]
     with pytest.raises(
         ValueError, match=re.escape("revision=0.1 could be any of 0.10000003, 0.10000001; write one of")
     ):
-        results.named("revision", "0.1")
-    assert results.named("revision", "0.10000001") == 0.1 + 1e-8
+        results.value("revision", "0.1", as_text=True)
+    assert results.value("revision", "0.10000001", as_text=True) == 0.1 + 1e-8
 
 
 def places(image, colour):
@@ -330,7 +333,7 @@ def test_captions_in_other_scripts(results, tmp_path):
     ("values", "words"),
     [
         (["a cat, asleep", 'a "big" cat', "never"], ['"a cat, asleep"', '"a \\"big\\" cat"', '"never"']),
-        ([(), ("hat",), ("hat", "bow")], ["none", "hat", "hat + bow"]),
+        ([(), ("hat",), ("hat", "bow")], ["[]", '["hat"]', '["hat", "bow"]']),
         ([(999, 500), (900,)], ["[999, 500]", "[900]"]),
         ([4.0, 2.5, None], ["4", "2.5", "never"]),
         ([f"cat {i}" for i in range(13)], [*(f'"cat {i}"' for i in range(5)), '… "cat 12" (13)']),
@@ -390,7 +393,9 @@ def test_the_shell(folder, tmp_path, monkeypatch):
         (("sheet", "--where", "prompt=a cat"), "sheet-2.png"),
         (("sheet", "--where", "prompt=a cat", "--where", "hat.warmup=1"), "sheet.png"),
         (("plot", "--y", "seconds", "--x", "hat.scale", "--out", "plot"), "plot.png"),
+        (("sheet", "--where", "prompt=a cat", "--where", "hat.warmup=1", "--out", "page"), "page.png"),
         (("report",), "report.html"),
+        (("report", "--out", "page"), "page.html"),
     ],
 )
 def test_files_are_replaced_only_with_force(folder, tmp_path, monkeypatch, words, name):
@@ -407,6 +412,24 @@ def test_files_are_replaced_only_with_force(folder, tmp_path, monkeypatch, words
     assert [path.read_text() for path in tmp_path.iterdir()] == ["kept"]
     assert shell(*command, "--force").exit_code == 0
     assert (tmp_path / name).stat().st_size > 100
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (("sheet", "--out", "a.foo"), "--out a.foo should have the extension of a picture, such as .png"),
+        (("sheet", "--out", "a.jpg"), "); use .png, a smaller --side, or --where"),
+        (("plot", "--y", "seconds", "--x", "hat.scale", "--out", "a.foo"), "); use .png, .svg or .pdf"),
+    ],
+)
+def test_formats_that_cannot_be_written(folder, tmp_path, monkeypatch, words, remedy):
+    too_wide = Image.new("RGB", (65501, 1))  # for a JPEG
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sheets.Page, "image", too_wide)
+    result = shell(words[0], folder, *words[1:])
+    assert result.exit_code == 1
+    assert result.output.endswith(f"{remedy}\n")
+    assert not list(tmp_path.iterdir())
 
 
 class Counted(dict):

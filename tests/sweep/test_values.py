@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sega_jax.sweep.reporting.values import exact, find, named, show
+from sega_jax.sweep.reporting.values import exact, find, show
 
 VALUES = [
     5.0,
@@ -33,31 +33,31 @@ VALUES = [
     ],
 )
 def test_texts_name_values(text, value):
-    (found,) = named(text, VALUES)
+    (found,) = find(text, VALUES, as_text=True)
     assert found == value
     assert type(found) is type(value)
 
 
 @pytest.mark.parametrize("text", ["TRUE", "Never", "a cat", "50", "5.01", "nan", "[", '["hat"]', '"A cat', "None"])
 def test_other_texts_name_nothing(text):
-    assert named(text, VALUES) == []
+    assert find(text, VALUES, as_text=True) == []
 
 
 def test_displayed_lists_name_lists():
-    assert named("hat + glasses", [("hat",), ("hat", "glasses")]) == [("hat", "glasses")]
-    assert named("a + b + c", [("a + b", "c"), ("a", "b + c")]) == [("a + b", "c"), ("a", "b + c")]
+    assert find("hat + glasses", [("hat",), ("hat", "glasses")], as_text=True) == [("hat", "glasses")]
+    assert find("a + b + c", [("a + b", "c"), ("a", "b + c")], as_text=True) == [("a + b", "c"), ("a", "b + c")]
 
 
 def test_rounded_numbers_name_all_numbers_that_are_displayed_like_them():
     values = [0.12345671, 0.12345672, 0.5]
     assert show(values[0]) == show(values[1])
-    assert named(show(values[0]), values) == values[:2]
-    assert named("0.12345671", values) == values[:1]
+    assert find(show(values[0]), values, as_text=True) == values[:2]
+    assert find("0.12345671", values, as_text=True) == values[:1]
 
 
 @pytest.mark.parametrize("value", VALUES)
 def test_exact_texts_name_a_single_value(value):
-    (found,) = named(exact(value), VALUES)
+    (found,) = find(exact(value), VALUES, as_text=True)
     assert found == value
     assert type(found) is type(value)
 

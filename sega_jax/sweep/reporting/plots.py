@@ -29,7 +29,7 @@ _DASHES: tuple[Any, ...] = ("-", (0, (5, 3)), (0, (1, 1.5)), (0, (7, 2, 1, 2)), 
 _MOST_GROUPS = len(_COLOURS)
 _MOST_WORDS = 100
 # In points: the distance between the markers of two groups with the same values, and the size of a marker.
-_APART, _MARKER = 4.5, 5.0
+_SPACING, _MARKER = 4.5, 5.0
 _BAR = 0.14  # in inches: the minimum width of a bar
 _INTERVAL = "#333333"
 
@@ -167,13 +167,13 @@ def _lines(axes: Any, groups: Sequence[_Group], values: Sequence[float]) -> None
 
     width = _inches(axes) * 72
     gap = width * min(np.diff(values), default=np.inf) / (values[-1] - values[0] or 1)
-    apart = min(_APART, gap / 3 / max(len(groups) - 1, 1))
+    spacing = min(_SPACING, gap / 3 / max(len(groups) - 1, 1))
     for k, group in enumerate(groups):
         places = [values[i] for i in group.positions]
         mean, low, high = group.means.T
         style = {"linestyle": _DASHES[k % len(_DASHES)], "linewidth": 1.6, "color": group.colour}
         style |= {"marker": _MARKERS[k], "markersize": _MARKER, "markeredgecolor": "white", "markeredgewidth": 0.5}
-        shift = (k - (len(groups) - 1) / 2) * apart / 72
+        shift = (k - (len(groups) - 1) / 2) * spacing / 72
         moved = axes.transData + ScaledTranslation(shift, 0, axes.figure.dpi_scale_trans)
         for drawn in (
             *axes.plot(places, mean, label=group.label, **style),
@@ -181,8 +181,8 @@ def _lines(axes: Any, groups: Sequence[_Group], values: Sequence[float]) -> None
         ):
             drawn.set_transform(moved)
     # Moved markers need room at both ends.
-    axes.margins(x=0.05 + apart * (len(groups) - 1) / width)
-    if len(values) <= 10 and _apart(values):
+    axes.margins(x=0.05 + spacing * (len(groups) - 1) / width)
+    if len(values) <= 10 and _has_room(values):
         axes.set_xticks(values, [show(value) for value in values])
 
 
@@ -241,6 +241,6 @@ def _means(
     return positions, np.array(means).reshape(-1, 3)
 
 
-def _apart(values: Sequence[float]) -> bool:
+def _has_room(values: Sequence[float]) -> bool:
     """Returns whether there is space for a label at each of these sorted numbers."""
     return all(12 * (b - a) >= values[-1] - values[0] for a, b in itertools.pairwise(values))

@@ -12,7 +12,7 @@ from PIL import Image
 from sega_jax.sweep.reporting.plots import plot
 from sega_jax.sweep.reporting.results import Results, numbers
 from sega_jax.sweep.reporting.sheets import Page, sheets
-from sega_jax.sweep.reporting.values import show
+from sega_jax.sweep.reporting.values import exact
 
 _WEBP = 16383  # the maximum side of a WebP picture, in pixels
 _PAGES = 12  # the maximum number of sheets in a report
@@ -81,16 +81,8 @@ def _about(results: Results) -> str:
 
 def _values(values: list[Any]) -> list[str]:
     """Lists an axis's values. If there are more than 12, it lists the first five, the last one and the total number."""
-    shown = [_quoted(value) for value in values]
+    shown = list(map(exact, values))
     return shown if len(shown) <= 12 else [*shown[:5], f"… {shown[-1]} ({len(shown)})"]
-
-
-def _quoted(value: Any) -> str:
-    """Formats a value for a list: texts are quoted, and lists of numbers are in brackets."""
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
-    is_list = isinstance(value, tuple | list) and not all(isinstance(one, str) for one in value)
-    return f"[{show(value)}]" if is_list else show(value)
 
 
 def _curves(results: Results) -> tuple[dict[str, str], list[str]]:
@@ -119,7 +111,7 @@ def _curves(results: Results) -> tuple[dict[str, str], list[str]]:
 
 
 def _name(page: Page) -> str:
-    return ", ".join(f"{key} = {_quoted(value)}" for key, value in page.fixed.items()) or "all pictures"
+    return ", ".join(f"{key} = {exact(value)}" for key, value in page.fixed.items()) or "all pictures"
 
 
 def _picture(image: Image.Image) -> str:

@@ -16,7 +16,7 @@ from sega_jax.pipelines.messages import warn
 from sega_jax.sweep.description.fields import kind_of
 from sega_jax.sweep.description.points import name
 from sega_jax.sweep.description.sweep_file import Sweep
-from sega_jax.sweep.reporting.values import comparable, exact, find, named, show
+from sega_jax.sweep.reporting.values import comparable, exact, find, show
 from sega_jax.sweep.running.damage import damage, metric_numbers
 from sega_jax.sweep.running.folder import METRICS, RECORDS, Folder
 
@@ -119,38 +119,47 @@ class Results:
         Raises:
             ValueError: there are no pictures yet, there is no such column, or no row has these values.
         """
+        return self.with_values({column: self.value(column, given) for column, given in fixed.items()})
+
+    def with_values(self, values: Mapping[str, Any]) -> list[Row]:
+        """Returns the rows with the given values, each of which `value` has returned.
+
+        Raises:
+            ValueError: there are no pictures yet, or no row has these values.
+        """
         rows = self._finished()
-        for column, given in fixed.items():
-            wanted = comparable(self.value(column, given))
+        for column, value in values.items():
+            wanted = comparable(value)
             rows = [row for row in rows if comparable(row.get(column)) == wanted]
         if not rows:
-            listed = ", ".join(f"{column}={brief(given)}" for column, given in fixed.items())
+            listed = ", ".join(f"{column}={exact(value)[:80]}" for column, value in values.items())
             raise ValueError(f"no picture has all of {listed}; leave one of them out")
         return rows
 
-    def value(self, column: str, given: Any) -> Any:
+    def value(self, column: str, given: Any, *, as_text: bool = False) -> Any:
         """Returns the value of a column that a given value or text names.
+
+        A text may be a number in any notation, true, false or never (None), a string in quotation marks, a list in
+        brackets, another string, or the text that sheets and plots show for a value, such as "hat + glasses".
 
         Args:
             column: an axis, a metric, or another column.
-            given: a value of the column, in which lists may replace tuples; or a text that `named` accepts.
+            given: a value of the column, in which lists may replace tuples; or a text.
+            as_text: whether the string "5" names the number 5, and '"5"' the string. Otherwise, a string names an equal
+                string if the column has one.
 
         Raises:
             ValueError: there is no such column, or the given value names no value or several values of the column.
         """
-        return self._only(column, brief(given), find(given, self._values(column)))
-
-    def named(self, column: str, text: str) -> Any:
-        """Returns the value of a column that a text names.
-
-        A number names the equal number, in any notation. The words true, false and never name True, False and None.
-        Text in quotation marks names a string, and a list in brackets names a list, as in a sweep's file. Other text
-        names a string, or the value that sheets and plots show as this text, such as "hat + glasses".
-
-        Raises:
-            ValueError: there is no such column, or the text names no value or several values of the column.
-        """
-        return self._only(column, text, named(text, self._values(column)))
+        values = find(given, self._values(column), as_text=as_text)
+        shown = given if as_text else brief(given)
+        if len(values) > 1:
+            listed = ", ".join(map(exact, values))
+            raise ValueError(f"{column}={shown} could be any of {listed[:200]}; write one of these")
+        if not values:
+            known = ", ".join(dict.fromkeys(map(show, self._values(column))))
+            raise ValueError(f"no picture has {column}={shown}; its values are {known[:200] or 'none'}")
+        return values[0]
 
     def _values(self, column: str) -> list[Any]:
         rows = self._finished()
@@ -161,15 +170,6 @@ class Results:
         if not self.rows:
             raise ValueError(f"{self.folder} has no pictures yet; run the sweep first")
         return self.rows
-
-    def _only(self, column: str, given: str, values: list[Any]) -> Any:
-        if len(values) > 1:
-            listed = ", ".join(map(exact, values))
-            raise ValueError(f"{column}={given} could be any of {listed[:200]}; write one of these")
-        if not values:
-            known = ", ".join(dict.fromkeys(map(show, self._values(column))))
-            raise ValueError(f"no picture has {column}={given}; its values are {known[:200] or 'none'}")
-        return values[0]
 
     def check(self, column: str) -> None:
         """Checks that a column exists.
@@ -185,14 +185,18 @@ class Results:
         """The names of all columns: first the axes, then the metrics, then the others."""
         return list(dict.fromkeys([*self.axes, *self.metrics, *itertools.chain.from_iterable(self.rows)]))
 
-    def pages(self, apart: Sequence[str], fixed: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], list[Row]]]:
-        """Groups the rows by the values of all axes that are neither in `apart` nor in `fixed`.
+    def pages(self, shown_axes: Sequence[str], fixed: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], list[Row]]]:
+        """Groups the rows with given values by the values of all other axes that a page does not show.
+
+        Args:
+            shown_axes: the axes that each page shows.
+            fixed: the given values, {column: value}; see `with_values`.
 
         Yields:
             The values of these axes, and the rows with these values.
         """
-        rows = self.where(fixed)
-        others = [axis for axis in self.axes if axis not in (*apart, *fixed)]
+        rows = self.with_values(fixed)
+        others = [axis for axis in self.axes if axis not in (*shown_axes, *fixed)]
         groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
         for row in rows:
             groups[tuple(row[axis] for axis in others)].append(row)

@@ -76,12 +76,12 @@ def sheets(
                 f" {name_of('down')} or in {name_of('fixed')}"
             )
     across, down = _chosen(results, across, down, fixed)
-    announce({show(row[axis]) for row in results.where(fixed) for axis in results.axes})
+    announce({show(row[axis]) for row in results.with_values(fixed) for axis in results.axes})
     columns, lines = (_values(results, axis, fixed) for axis in (across, down))
-    apart = [axis for axis in (across, down) if axis is not None]
+    shown_axes = [axis for axis in (across, down) if axis is not None]
     return [
         Page(page, partial(_page, results, rows, (across, columns), (down, lines), page | fixed, side))
-        for page, rows in results.pages(apart, fixed)
+        for page, rows in results.pages(shown_axes, fixed)
     ]
 
 
@@ -107,7 +107,7 @@ def _values(results: Results, axis: str | None, fixed: Mapping[str, Any]) -> lis
     """Returns the values of an axis that have pictures; numbers are sorted."""
     if axis is None:
         return [None]
-    present = {row[axis] for row in results.where(fixed)}
+    present = {row[axis] for row in results.with_values(fixed)}
     values = [value for value in results.axes[axis] if value in present]
     return sorted(values) if all(type(value) in (int, float) for value in values) else values
 

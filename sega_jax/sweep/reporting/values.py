@@ -30,15 +30,17 @@ def show(value: Any) -> str:
 
 
 def exact(value: Any) -> str:
-    """Returns a text that names a value and no other value; see `named`.
+    """Returns a text that names a value and no other value; see `find`.
 
     Example:
         >>> from sega_jax.sweep.reporting.values import exact
         >>> exact(5.0), exact("5"), exact(None), exact(("hat", "glasses"))
-        ('5.0', '"5"', 'never', '["hat", "glasses"]')
+        ('5', '"5"', 'never', '["hat", "glasses"]')
     """
     if value is None:
         return "never"
+    if isinstance(value, float):
+        return repr(float(value)).removesuffix(".0")
     try:
         return json.dumps(value, ensure_ascii=False)
     except TypeError:
@@ -61,34 +63,39 @@ def comparable(value: Any) -> Any:
     return isinstance(value, bool), value
 
 
-def find(given: Any, values: Sequence[Any]) -> list[Any]:
-    """Returns the values that equal a given value. If there are none and a string is given, returns the values that
-    this text names; see `named`.
-    """
-    wanted = comparable(given)
-    equal = [value for value in values if comparable(value) == wanted]
-    return named(given, values) if not equal and isinstance(given, str) else equal
+def find(given: Any, values: Sequence[Any], *, as_text: bool = False) -> list[Any]:
+    """Returns the values that a given value or text names.
 
+    These are the values that equal the given value. If there are none, a string is read as in a sweep's file: a number
+    names the equal number, in any notation; the words true, false and never name True, False and None; text in
+    quotation marks names a string; and a list in brackets names a list. If there is no such value either, the string
+    names the values that `show` displays as this text.
 
-def named(text: str, values: Sequence[Any]) -> list[Any]:
-    """Returns the values that a text names.
-
-    A number names the equal number, in any notation. The words true, false and never name True, False and None. Text in
-    quotation marks names a string, and a list in brackets names a list, as in a sweep's file. Any other text names a
-    string. If there is no such value, the text names the values that `show` displays as this text.
+    Args:
+        given: a value or a text.
+        values: the values to choose from.
+        as_text: whether to read strings only as in a sweep's file, so that "5" names 5 even if a value equals "5".
 
     Returns:
         One value. If there is none, or several values are displayed as this text, the list is empty or longer.
 
     Example:
-        >>> from sega_jax.sweep.reporting.values import named
+        >>> from sega_jax.sweep.reporting.values import find
         >>> values = [5.0, "5", None, ("hat", "glasses")]
-        >>> named("5e0", values), named('"5"', values), named("never", values), named("hat + glasses", values)
-        ([5.0], ['5'], [None], [('hat', 'glasses')])
+        >>> find("5", values), find("5e0", values), find("never", values), find("hat + glasses", values)
+        (['5'], [5.0], [None], [('hat', 'glasses')])
+        >>> find("5", values, as_text=True), find('"5"', values, as_text=True)
+        ([5.0], ['5'])
     """
-    literal = comparable(_literal(text))
-    equal = [value for value in values if comparable(value) == literal]
-    return equal or [value for value in values if show(value) == text]
+    if not isinstance(given, str):
+        return _equal(given, values)
+    literally = [] if as_text else _equal(given, values)
+    return literally or _equal(_literal(given), values) or [value for value in values if show(value) == given]
+
+
+def _equal(wanted: Any, values: Sequence[Any]) -> list[Any]:
+    wanted = comparable(wanted)
+    return [value for value in values if comparable(value) == wanted]
 
 
 def _literal(text: str) -> Any:

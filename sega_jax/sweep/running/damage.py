@@ -77,14 +77,14 @@ def remove_damaged(folder: Folder, plan: Plan, batches: Iterable[int], progress:
     Raises:
         ValueError: a file cannot be read. It may be intact, so it is not removed.
     """
-    found = _problems(folder, plan, batches, verify=folder.store.local, progress=progress)
-    for problem in found:
+    damaged = _problems(folder, plan, batches, verify=folder.store.local, progress=progress)
+    for problem in damaged:
         if problem.unreadable:
             raise ValueError(f"{folder}/{problem}")
-    for problem in found:
+    for problem in damaged:
         folder.store.remove(problem.file)
-    if found:
-        shown = "; ".join(map(str, found[:5])) + (f"; and {len(found) - 5} more" if len(found) > 5 else "")
+    if damaged:
+        shown = "; ".join(map(str, damaged[:5])) + (f"; and {len(damaged) - 5} more" if len(damaged) > 5 else "")
         warn(f"damaged files in {folder} are made again: {shown}")
 
 

@@ -144,12 +144,12 @@ def problems(folder: str | Path, *, verify: bool = False) -> list[str]:
 
 def _problems(plan: Plan, stages: Mapping[str, tuple[Plan, Folder]], verify: bool) -> list[Problem]:
     """Returns the problems of all stages, with their files' paths within the folder of the last stage's plan."""
-    found: list[Problem] = []
+    of_all_stages: list[Problem] = []
     for name, (stage, own) in stages.items():
         prefix = "" if stage is plan else f"stages/{name}/"
-        problems = damage.problems(own, stage, verify=verify)
-        found += [problem._replace(file=f"{prefix}{problem.file}") for problem in problems]
-    return found
+        of_stage = damage.problems(own, stage, verify=verify)
+        of_all_stages += [problem._replace(file=f"{prefix}{problem.file}") for problem in of_stage]
+    return of_all_stages
 
 
 def seconds_left(folder: str | Path) -> float | None:
