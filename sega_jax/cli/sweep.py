@@ -86,7 +86,10 @@ def sweep() -> None:
     " devices.  [default: as many as fit into memory; range: at least 1]",
 )
 @click.option(
-    "--share/--no-share", default=True, help="Compute the steps that several pictures have in common only once."
+    "--share/--no-share",
+    default=True,
+    show_default=False,
+    help="Compute the steps that several pictures have in common only once.  [default: on]",
 )
 @click.option(
     "--worker",

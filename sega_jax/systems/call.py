@@ -171,11 +171,11 @@ class GuidanceScale(Real):
     With a scale s in [0, 1), classifier-free guidance, u + s (p - u), would ignore or weaken the prompt.
     """
 
-    range = "at least 1, or negative"
+    range = "at least 1 or negative"
 
     @property
     def noun(self) -> str:
-        return "a number of at least 1"
+        return f"a number that is {self.range}"
 
     def check(self, name: str, value: Any) -> float:
         number = super().check(name, value)

@@ -84,6 +84,15 @@ def test_the_page_of_edit_lists_the_settings_of_concepts():
     assert listed == ["scale", "threshold", "warmup", "cooldown", "weight", "momentum_scale", "momentum_beta"]
 
 
+def test_pages_use_the_notation_of_the_shell():
+    edit = " ".join(page(main, "edit", "--help-all").split())
+    assert "write a minus before the concept to remove it" in edit
+    assert "a negative scale removes" not in edit
+    assert "range: at least 1 or negative]" in edit
+    sweep = " ".join(page(main, "sweep", "run", "--help").split())
+    assert "in common only once. [default: on]" in sweep
+
+
 def test_commands_are_listed_with_whole_sentences():
     text = page(main, "sweep", "--help")
     commands = text.partition("Commands:\n")[2].partition("\n\n")[0]

@@ -72,6 +72,7 @@ class Edit:
         5.0,
         Real(hint="a negative scale removes the concept"),
         "the strength; a negative scale removes the concept",
+        shell_help="the strength; write a minus before the concept to remove it",
     )
     threshold: float | None = argument(
         None,
