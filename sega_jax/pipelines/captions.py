@@ -46,7 +46,7 @@ class Font:
     """A font for captions in any script.
 
     Args:
-        size: the size in pixels.
+        size: The size in pixels.
 
     Example:
         >>> from sega_jax.pipelines.captions import Font, Segment
@@ -73,9 +73,9 @@ class Font:
         A segment is divided only if it is wider than a line. A word is divided only if it is wider than a line.
 
         Args:
-            segments: the texts.
-            width: the maximum width of a line in pixels.
-            most: the maximum number of lines; an ellipsis replaces the rest of the text.
+            segments: The texts.
+            width: The maximum width of a line in pixels.
+            most: The maximum number of lines; an ellipsis replaces the rest of the text.
         """
         lines: list[Line] = [[]]
         for segment in segments:

@@ -25,7 +25,7 @@ def compiling_shown(bar: Any) -> Iterator[None]:
     Compilations in other threads are also shown if these threads run in a copy of this thread's context.
 
     Args:
-        bar: an active tqdm bar. None writes the line "Compiling" to standard error.
+        bar: An active tqdm bar. None writes the line "Compiling" to standard error.
     """
     notice = _Notice(bar)
     token = _current.set(notice)

@@ -51,9 +51,9 @@ def counted(items: Iterable[T], verb: str, total: int | None = None) -> Iterator
     """Yields items. In commands, a bar counts them in terminals if they take more than a second.
 
     Args:
-        items: the items.
-        verb: the description of the bar, such as "planning".
-        total: the number of items; None means `len(items)`.
+        items: The items.
+        verb: The description of the bar, such as "planning".
+        total: The number of items; None means `len(items)`.
     """
     total = len(cast(Sized, items)) if total is None else total
     options = {"desc": verb, "leave": False, "delay": 1.0}
