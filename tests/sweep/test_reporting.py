@@ -446,6 +446,13 @@ class Counted(dict):
         return super().get(key, default)
 
 
+def test_sheets_look_up_each_given_value_once(results, monkeypatch):
+    value, columns = sweep.Results.value, []
+    monkeypatch.setattr(sweep.Results, "value", lambda *given: (columns.append(given[1]), value(*given))[1])
+    assert sweep.sheets(results, fixed={"prompt": "a cat", "seed": "3"})
+    assert columns == ["prompt", "seed"]
+
+
 @pytest.mark.parametrize("report", ["sheets", "plot", "pages"])
 def test_work_is_linear_in_the_number_of_pictures(results, report, monkeypatch):
     """A report on twice as many seeds reads about twice as many cells."""
