@@ -124,7 +124,8 @@ def main(kills: int, seed: int) -> None:
             process = start(where / "killed")
             while process.poll() is None and len(list(pictures.iterdir())) <= more:
                 time.sleep(0.01)
-            time.sleep(rng.uniform(0, 0.5))
+            # On average, the kills leave more than half of the sweep to the last process.
+            time.sleep(rng.uniform(0, seconds / kills / 4))
             process.kill()
             assert process.wait() == -9, "the sweep finished before all kills; try another --seed"
             now = written(where / "killed")
