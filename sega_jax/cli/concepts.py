@@ -25,6 +25,8 @@ _SETTINGS = {name: one for name, one in arguments(Edit).items() if name != "conc
 _EXAMPLES = {name: 20.0 if one.default is None else one.default for name, one in _SETTINGS.items()}
 _EXAMPLES |= {"threshold": THRESHOLD, "warmup": WARMUP}
 _EXAMPLES |= {name: one.default for name, one in arguments(Call).items() if name in _EXAMPLES}
+_LONGEST_CHECKED = 2000  # the number of characters up to which misspelt settings are searched for
+_DASHES = "\u2010\u2011\u2012\u2013\u2014\u2212"  # dashes that look like a minus
 _LONGEST = 80  # the number of characters of an edit that error messages show
 # Examples of concepts that the demo model knows.
 DEMO_WORDS = ("glasses", "sunglasses", "smile", "beard", "hat", "beanie", "curly hair", "blue hair", "hoodie")
@@ -161,9 +163,13 @@ def _plain_words(text: str) -> tuple[str, str]:
     words, colon, rest = text.rpartition(":")
     if not colon or "=" not in rest:
         words, rest = text, ""
-    begin = misspelt(words, _EXAMPLES)
-    if not words[:begin].removeprefix("-").strip(" :"):
+    # The search takes quadratic time.
+    begin = misspelt(words, _EXAMPLES) if len(words) <= _LONGEST_CHECKED else None
+    if not words[:begin].removeprefix("-").strip().strip(":"):
         raise ValueError("there is no concept; write it first, as in glasses, -beard or glasses:scale=5")
+    if words.strip()[0] in _DASHES or words.startswith("--"):
+        concept = words.strip().lstrip(f"-{_DASHES}").strip()
+        raise ValueError(f"a minus removes a concept; did you mean {_shown(f'-{concept}')}?")
     if begin is not None:
         raise _SpellingError("settings follow the concept and a colon, as NAME=VALUE", text[:begin], text[begin:])
     return words.removeprefix("-").strip(), rest

@@ -221,7 +221,6 @@ def _job(
         "edits": [dataclasses.asdict(one) for one in edits],
         "seed": None,
         **{name: value for name, value in values.items() if value is not None},
-        **({"recommended": dict(recommended)} if recommended else {}),
         **given.stages,
         **{name: value for name, value in given.load.items() if name not in ("revision", *OF_THIS_MACHINE)},
         **given.adapters,

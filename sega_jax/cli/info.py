@@ -10,13 +10,13 @@ from sega_jax.cli import adapters, animation, stages
 from sega_jax.cli.concepts import complete, format_edit
 from sega_jax.cli.options import command_words, load_arguments, shell_arguments
 from sega_jax.cli.terminal import echo, json_on_stdout, json_option, quoted
-from sega_jax.demo.settings import RECOMMENDED
 from sega_jax.method.arguments import arguments
 from sega_jax.method.guidance import Edit
 from sega_jax.pipelines import stored_settings
 from sega_jax.pipelines.help_pages import Command
 from sega_jax.pipelines.load_options import LoadOptions
 from sega_jax.pipelines.progress import plainly
+from sega_jax.pipelines.recommended import recommendable
 from sega_jax.systems.call import Call, Seeds
 from sega_jax.systems.images import Pictures
 from sega_jax.systems.registry import named
@@ -70,7 +70,7 @@ def info(file: Path, as_json: bool) -> None:
 def _words(known: Mapping[str, Any]) -> list[str]:
     """Returns the shell command, as a list of arguments, that makes a picture with the given settings.
 
-    The command names all settings that the checkpoint recommended, so that it does not depend on recommendations.
+    The command names all settings that a checkpoint can recommend, so that it does not depend on recommendations.
     """
     words = ["sega-jax", "edit"]
     for name in ("model", "revision"):
@@ -79,8 +79,7 @@ def _words(known: Mapping[str, Any]) -> list[str]:
     for one in known["edits"]:
         words += ["--edit", one]
     system = named(known.get("system", "stable_diffusion"))
-    recommended = known.get("recommended", RECOMMENDED.call if known["model"] is None else ())
-    defaults = {"seed": 0} | dict.fromkeys(recommended)
+    defaults = {"seed": 0} | dict.fromkeys(recommendable(system))
     call = {name: _tuples(value) for name, value in known.items()}
     for name, one in shell_arguments(system.call).items():
         # A picture's file may be missing, but the other values should be valid.
@@ -95,8 +94,6 @@ def _words(known: Mapping[str, Any]) -> list[str]:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {one}" for name, one in value.items())
     return "; ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

@@ -177,8 +177,8 @@ def _agreed(
         return plan
     except ValueError:
         raise ValueError(
-            f"{folder} contains a different sweep, or this sweep with a different model, --rows or --share; choose a"
-            " different --out, or use the original file and options"
+            f"{folder} contains a different sweep, or this sweep with a different model, --rows or --share, or its"
+            " checkpoint recommends other settings now; choose a different --out, or use the original file and options"
         ) from None
 
 

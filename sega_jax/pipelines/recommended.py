@@ -13,6 +13,7 @@ A call uses these values for all settings that the user does not give. "add" app
 """
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -103,8 +104,10 @@ def read(folder: Path, system: System) -> Recommended:
         CheckpointError: The file is broken, names an unknown setting, or gives a value that is out of range.
     """
     path = folder / FILE
-    if not path.is_file():
+    if not os.path.lexists(path):
         return Recommended()
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not a file; restore it, or remove it to use the library's defaults")
     contents = read_json(path)
     known = [field.name for field in dataclasses.fields(Recommended)]
     if unknown := contents.keys() - known:

@@ -85,3 +85,20 @@ def test_unsuitable_settings_are_explained(text, message):
         parse_edit(text)
     assert str(error.value).startswith("--edit ")
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["–glasses", "−glasses", "—glasses:scale=5", "--glasses"])
+def test_dashes_that_look_like_a_minus_get_a_suggestion(text):
+    with pytest.raises(ValueError, match="did you mean -glasses"):
+        parse_edit(text)
+
+
+@pytest.mark.parametrize("text", ["\n", "\t", "\N{NO-BREAK SPACE}", " : ", "-\n"])
+def test_white_space_is_no_concept(text):
+    with pytest.raises(ValueError, match="there is no concept"):
+        parse_edit(text)
+
+
+def test_long_texts_are_concepts():
+    words = f"a{' ' * 50_000}b"
+    assert parse_edit(words).concept == words

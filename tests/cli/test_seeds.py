@@ -277,5 +277,5 @@ def test_pictures_of_earlier_versions_are_read(tmp_path):
     png.save(Image.new("RGB", (8, 8)), path, {**known, "edits": [edit], "seed": 7, "steps": 50})
     result = run("info", path)
     assert result.exit_code == 0, result.output
-    edits = "--edit hat:threshold=0.9,warmup=10"
-    assert result.output.splitlines()[-1] == f"sega-jax edit --model folder --prompt cat {edits} --seed 7"
+    edits = "--edit hat:threshold=0.9,warmup=10 --seed 7 --steps 50"
+    assert result.output.splitlines()[-1] == f"sega-jax edit --model folder --prompt cat {edits}"

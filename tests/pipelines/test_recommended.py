@@ -125,6 +125,12 @@ def test_every_family_can_recommend_steps_and_scales(system):
     assert {"steps", "guidance_scale", "momentum_scale"} <= recommendable(system).keys()
 
 
+def test_a_file_that_cannot_be_read_is_refused(tmp_path):
+    (tmp_path / FILE).symlink_to(tmp_path / "absent")
+    with pytest.raises(CheckpointError, match="is not a file; restore it"):
+        read(tmp_path, registry.named("stable_diffusion"))
+
+
 @pytest.mark.parametrize(
     ("contents", "message"),
     [

@@ -60,8 +60,6 @@ def picture_metadata(plan: Plan, i: int, pipe: Pipeline) -> dict[str, Any]:
     entries |= {"system": facts.system, "revision": facts.model.get("revision")}
     entries |= point.call | {"scheduler": point.scheduler, "edits": edits, "dtype": pipe.dtype.name}
     entries |= {"variant": facts.model.get("variant"), "solver": solver(plan.chain[0], point)}
-    if facts.recommended.call:
-        entries["recommended"] = dict(facts.recommended.call)
     entries |= _adapters(point, "")
     for facts, point in later:
         stage = str(facts.stage)
