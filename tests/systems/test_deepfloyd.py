@@ -382,7 +382,7 @@ def test_words_are_read_as_in_training(first):
     assert tokens.shape == (3, 2, 77)
     np.testing.assert_array_equal(tokens[0], tokens[1])
     assert tokens[0, 1].sum() > tokens[2, 1].sum() == 1
-    with pytest.warns(UserWarning, match=r"reads 77 tokens; cut from the end of 'x+': 'x+'"):
+    with pytest.warns(UserWarning, match=r"reads 77 tokens; cut from the end of 'x+…': 'x+'"):
         assert first.tokenizer(["x" * 90])[0, 0, -1] == 1
 
 

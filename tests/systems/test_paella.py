@@ -418,7 +418,7 @@ def test_byte_tokenizer():
     assert tokens[0, 0, :5].tolist() == [100, 198, 172, 1, 0]
     assert tokens[1, 0, :2].tolist() == [1, 0]
     assert tokens[:, 1].sum(1).tolist() == [4, 1, 71]
-    with pytest.warns(UserWarning, match="reads 768 tokens; cut from the end of 'y+': 'zz'"):
+    with pytest.warns(UserWarning, match="reads 768 tokens; cut from the end of 'y+…': 'zz'"):
         long = ByteTokenizer(384)(["y" * 767 + "zz"])
     assert long[0, 0, -2:].tolist() == [124, 1]
     with pytest.raises(CheckpointError, match="the text encoder has 200 embeddings, but ByT5 needs at least 259"):
