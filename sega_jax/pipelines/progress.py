@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 
 from sega_jax.method.naming import Option, as_options
 from sega_jax.pipelines.compiling import compiling_shown
+from sega_jax.pipelines.interrupts import reliable_interrupts
 
 _DIRECTIONS = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 T = TypeVar("T")
@@ -109,7 +110,8 @@ def plainly() -> Iterator[None]:
         warnings.showwarning = lambda message, *_: click.echo(f"Warning: {printable(str(message))}", err=True)
         token = _in_command.set(True)
         try:
-            yield
+            with reliable_interrupts():
+                yield
         except (ValueError, TypeError, OSError, MemoryError, FloatingPointError, ImportError) as error:
             raise click.ClickException(printable(str(error))) from error
         except KeyboardInterrupt:

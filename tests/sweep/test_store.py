@@ -157,3 +157,11 @@ def test_processes_create_a_file_once(tmp_path):
     assert [process.stdout.readline() for process in processes] == [b"ready\n"] * 3
     (tmp_path / "go").touch()
     check(tmp_path, [json.loads(process.communicate()[0]) for process in processes])
+
+
+@pytest.mark.parametrize("address", ["gs://", "://", "s3:///", "x://y"])
+def test_addresses_without_a_folder_are_refused(address, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="names no folder; give a path"):
+        Store(address)
+    assert not list(tmp_path.iterdir())

@@ -35,6 +35,9 @@ class Store:
         from fsspec.implementations.local import LocalFileSystem
 
         if "://" in str(path):
+            scheme, _, place = str(path).partition("://")
+            if len(scheme) < 2 or not place.strip("/"):
+                raise ValueError(f"{path} names no folder; give a path, or an address such as gs://bucket/folder")
             self._address = str(path).rstrip("/")
             try:
                 self._files, self._root = url_to_fs(self._address)

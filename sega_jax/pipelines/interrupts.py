@@ -1,0 +1,42 @@
+"""Makes Ctrl-C reliable in shell commands."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+# Python ignores exceptions in these functions, which the garbage collector calls.
+_CALLBACKS = ("__del__", "_xla_gc_callback")
+_FILES = ("weakref.py", "_weakrefset.py")
+_PAUSE = 0.05  # in seconds
+
+
+@contextmanager
+def reliable_interrupts() -> Iterator[None]:
+    """Raises KeyboardInterrupt for every Ctrl-C in a `with` block. If a callback of the garbage collector runs, the
+    exception is raised a moment later, because Python would ignore it there.
+
+    The function has no effect outside the main thread, or if the program has its own handler for Ctrl-C.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    while frame is not None:
+        if frame.f_code.co_name in _CALLBACKS or os.path.basename(frame.f_code.co_filename) in _FILES:
+            timer = threading.Timer(_PAUSE, os.kill, (os.getpid(), number))
+            timer.daemon = True
+            timer.start()
+            return
+        frame = frame.f_back
+    raise KeyboardInterrupt

@@ -1,0 +1,39 @@
+"""Ctrl-C in shell commands."""
+
+import signal
+import time
+import weakref
+
+import pytest
+
+from sega_jax.pipelines.interrupts import reliable_interrupts
+
+
+class Collected:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+
+class Kept:
+    pass
+
+
+def in_a_destructor():
+    Collected()
+
+
+def in_a_callback_of_a_weak_reference():
+    weakref.finalize(Kept(), signal.raise_signal, signal.SIGINT)
+
+
+def waits(interrupted):
+    with reliable_interrupts():
+        interrupted()
+        time.sleep(5)
+
+
+@pytest.mark.parametrize("interrupted", [in_a_destructor, in_a_callback_of_a_weak_reference])
+def test_every_interrupt_is_raised(interrupted):
+    with pytest.raises(KeyboardInterrupt):
+        waits(interrupted)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
