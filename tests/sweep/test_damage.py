@@ -8,13 +8,14 @@ from contextlib import nullcontext
 
 import pytest
 from click.testing import CliRunner
-from support.sweeping import hat_plan, same
+from support.sweeping import hat_plan, records, same
 
 from sega_jax import sweep
 from sega_jax.cli.main import main
 from sega_jax.method.naming import Option, as_options
 from sega_jax.pipelines import png
 from sega_jax.sweep.reporting import report
+from sega_jax.sweep.running.folder import Folder
 from sega_jax.sweep.running.leases import Leases
 from sega_jax.sweep.running.store import Store, host
 from sega_jax.sweep.running.writer import BatchWriter
@@ -299,3 +300,19 @@ def test_a_file_that_cannot_be_read_is_kept(measured, plan, least, monkeypatch):
             sweep.run(plan, measured, least)
     assert path.exists()
     assert sweep.problems(measured, verify=True) == []
+
+
+def test_no_picture_is_recorded_twice(plan, done, least, tmp_path):
+    """A process that is killed while it finishes a batch may leave two files of records. One of them is removed by
+    the next run, even if it has nothing to make, or at the end of the run of another worker."""
+    shutil.copytree(done, tmp_path / "copy")
+    [first, *_] = sorted((tmp_path / "copy" / "records").iterdir())
+    second = first.with_name(f"{first.stem}-unfinished.parquet")
+    shutil.copy(first, second)
+    sweep.run(plan, tmp_path / "copy", least)
+    assert not second.exists()
+    assert len(records(tmp_path / "copy")) == 4
+    shutil.copy(first, second)
+    Folder(tmp_path / "copy").remove_superseded()
+    assert first.exists()
+    assert not second.exists()

@@ -310,7 +310,7 @@ def test_reports_show_file_names_without_folders(folder, pipe, files, tmp_path):
     assert results.axes["lora"] == ["none", "a.safetensors:1.0"]
     assert results.axes["image"] == ["16-0.png", "16-1.png"]
     assert len(results.where({"lora": "a.safetensors:1.0", "image": "16-1.png"})) == 2
-    assert "none, a.safetensors:1.0" in sweep.report(results)
+    assert "<bdi>&#34;none&#34;</bdi>, <bdi>&#34;a.safetensors:1.0&#34;</bdi>" in sweep.report(results)
 
 
 @pytest.mark.slow

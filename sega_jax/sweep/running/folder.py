@@ -24,6 +24,7 @@ from sega_jax.sweep.running.store import Store
 
 PICTURES, RECORDS, LEASES, METRICS = "pictures", "records", "leases", "metrics"
 _STAGES = "stages"
+_UNFINISHED = "-unfinished.parquet"
 
 
 class Problem(NamedTuple):
@@ -82,6 +83,15 @@ class Folder:
             except FileExistsError:  # another worker was faster
                 self.contains(plan)
         self.store.begin((PICTURES, RECORDS, LEASES))
+        self.remove_superseded()
+
+    def remove_superseded(self) -> None:
+        """Removes the records of unfinished batches that are finished now. A killed process may leave both files, and
+        programs that read all records would read its pictures twice."""
+        names = self.store.names(RECORDS)
+        for name in names:
+            if name.endswith(_UNFINISHED) and name.replace(_UNFINISHED, ".parquet") in names:
+                self.store.remove(f"{RECORDS}/{name}")
 
     def contains(self, plan: Plan) -> bool:
         """Returns whether the folder contains a plan. Returns false if it contains none.
@@ -171,7 +181,7 @@ def part(number: int) -> str:
 
 def unfinished_part(number: int) -> str:
     """Returns the path, within the folder, of the records of a batch that is being made."""
-    return f"{RECORDS}/part-{number:05}-unfinished.parquet"
+    return f"{RECORDS}/part-{number:05}{_UNFINISHED}"
 
 
 def picture(plan: Plan, name: str) -> str:

@@ -198,6 +198,7 @@ def _run_stage(
                 running = begin(plan, where, stack.enter_context(loader.loaded(plan.facts)))
                 stack.callback(running.not_shown.warn)
             running.run_batches(shares[share], leases.holds, progress)
+    where.remove_superseded()
 
 
 def _worker(worker: Any) -> tuple[int, int]:
