@@ -23,7 +23,7 @@ from sega_jax.pipelines.progress import styled
 from sega_jax.pipelines.stored_settings import save_options
 from sega_jax.weights.destination import write_file
 
-_WEBP_QUALITY = 90  # lossless files are 4 to 16 times larger
+_WEBP_QUALITY = 90  # lossless files are much larger
 
 Pictures = list[tuple[str, Image.Image]]  # the value of the setting that changes, and the picture
 

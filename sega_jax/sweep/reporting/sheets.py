@@ -121,9 +121,11 @@ def _page(
     size = rows[0]["width"], rows[0]["height"]
     width, height = (round(length * side / min(size)) for length in size)
     small, normal, large = (Font(max(round(side * share), 11)) for share in (0.085, 0.1, 0.11))
-    beside, most = max(width, 120), max(height // normal.step, 1)
+    label_width, most_lines = max(width, 120), max(height // normal.step, 1)
     top = [_text([text], normal, width - normal.size // 2, 4, 0.5) for text in _labels(across, normal, width, 4)]
-    left = [_text([text], normal, beside, most, 1) for text in _labels(down, normal, beside, most)]
+    left = [
+        _text([text], normal, label_width, most_lines, 1) for text in _labels(down, normal, label_width, most_lines)
+    ]
     x0 = max((label.width + 8 for label in left), default=0)
     y0 = max((label.height + 4 for label in top), default=0)
     xs = range(x0, x0 + len(across[1]) * (width + _GAP), width + _GAP)
