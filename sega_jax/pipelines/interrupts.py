@@ -15,8 +15,11 @@ _PAUSE = 0.05  # in seconds
 
 @contextmanager
 def reliable_interrupts() -> Iterator[None]:
-    """Raises KeyboardInterrupt for every Ctrl-C in a `with` block. If a callback of the garbage collector runs, the
-    exception is raised a moment later, because Python would ignore it there.
+    """Raises KeyboardInterrupt for every Ctrl-C in a `with` block.
+
+    If a callback of the garbage collector runs, the exception is raised a moment later, because Python would ignore it
+    there. If a library turns the exception into an error of another type, as NumPy does when it looks up a dtype, the
+    block raises KeyboardInterrupt in place of that error.
 
     The function has no effect outside the main thread, or if the program has its own handler for Ctrl-C.
     """
@@ -24,19 +27,32 @@ def reliable_interrupts() -> Iterator[None]:
     if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
-    signal.signal(signal.SIGINT, _interrupt)
+    interrupted = threading.Event()
+
+    def interrupt(number, frame):
+        if _ignores_exceptions(frame):
+            timer = threading.Timer(_PAUSE, os.kill, (os.getpid(), number))
+            timer.daemon = True
+            timer.start()
+        else:
+            interrupted.set()
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
     try:
         yield
+    except Exception as error:
+        if interrupted.is_set():
+            raise KeyboardInterrupt from error
+        raise
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
+def _ignores_exceptions(frame: FrameType | None) -> bool:
+    """Returns whether Python ignores exceptions in a frame, because a callback of the garbage collector runs in it."""
     while frame is not None:
         if frame.f_code.co_name in _CALLBACKS or os.path.basename(frame.f_code.co_filename) in _FILES:
-            timer = threading.Timer(_PAUSE, os.kill, (os.getpid(), number))
-            timer.daemon = True
-            timer.start()
-            return
+            return True
         frame = frame.f_back
-    raise KeyboardInterrupt
+    return False

@@ -93,6 +93,9 @@ def atomic_folder(dest: Path) -> Iterator[Path]:
             if error.errno is None:  # it already has a message for users
                 raise
             raise OSError(f"{dest} cannot be written to ({error.strerror}); choose a different folder") from None
+        except KeyboardInterrupt:
+            _remove_leftovers(dest.parent)  # Ctrl-C may have arrived after the hidden folder was created
+            raise
         stack.callback(os.close, descriptor)
         try:
             _empty(partial)
@@ -134,7 +137,12 @@ def _locked(partial: Path, dest: Path) -> int:
             descriptor = _opened(partial)
         except FileNotFoundError:
             continue
-        if _lock(descriptor) is not False and _is_same(descriptor, partial):
+        try:
+            is_ours = _lock(descriptor) is not False and _is_same(descriptor, partial)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        if is_ours:
             return descriptor
         os.close(descriptor)
         _check_free(dest)

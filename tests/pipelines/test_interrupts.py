@@ -37,3 +37,16 @@ def test_every_interrupt_is_raised(interrupted):
     with pytest.raises(KeyboardInterrupt):
         waits(interrupted)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_interrupt_that_a_library_replaces_is_raised():
+    with pytest.raises(KeyboardInterrupt), reliable_interrupts():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise SystemError("a result with an exception set") from None
+
+
+def test_other_errors_are_raised():
+    with pytest.raises(ValueError, match="other"), reliable_interrupts():
+        raise ValueError("other")

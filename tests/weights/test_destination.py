@@ -245,6 +245,18 @@ def test_a_hidden_folder_that_another_process_is_removing_is_made_again(tmp_path
     assert (tmp_path / "folder" / "file").exists()
 
 
+def test_an_interrupt_while_the_hidden_folder_is_created(tmp_path, monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    lock = destination._lock
+    interruptions = iter([interrupted])
+    monkeypatch.setattr(destination, "_lock", lambda folder: next(interruptions, lock)(folder))
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "folder"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_hidden_folder_of_another_process_is_not_a_leftover(tmp_path, monkeypatch):
     """The other process finishes and begins again, after this process has opened its first hidden folder."""
     partial, opened = tmp_path / ".other.sega-jax-partial", destination._opened
