@@ -101,7 +101,7 @@ def _loaded(name: str, source: str | Path, files: NetworkSource, dtype: Any, dev
     network = _NETWORKS[name]
     if files.config is None:
         raise CheckpointError(f"{source} is a file without a config.json; pass its path to a pipeline as {name}=")
-    extra = [pick_attention(None, dtype, devices)] if network.module is UNet else []
+    extra = [pick_attention(None, dtype, devices)] if network.module in (UNet, Autoencoder) else []
     try:
         module = network.module(network.config.from_dict(files.config), *extra)
     except ValueError as error:

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from sega_jax.nn.attention import attend
 from sega_jax.nn.config import build
-from sega_jax.nn.layers import ACTIVATIONS, Conv, Embed, LayerNorm, Linear, attend, parameter
+from sega_jax.nn.layers import ACTIVATIONS, Conv, Embed, LayerNorm, Linear, parameter
 
 _TEXT_MODELS = (None, "clip_text_model", "clip")
 _CHOICES = {"hidden_act": tuple(ACTIVATIONS)}

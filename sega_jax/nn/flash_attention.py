@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -36,7 +37,10 @@ def flash(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, caus
         visible = jnp.pad(visible, ((0, 0), (0, k.shape[2] - keys))).astype(jnp.int32)
         segments = kernel.SegmentIds(jnp.ones((batch, q.shape[2]), jnp.int32), visible)
     blocks, scale = _blocks(kernel, q.shape[2], k.shape[2]), 1 / math.sqrt(width)
-    out = kernel.flash_attention(q, k, v, None, segments, causal=causal, sm_scale=scale, block_sizes=blocks)
+    # The kernel does not compile if bfloat16 products should have a higher precision.
+    precision = "default" if q.dtype == jnp.bfloat16 else None
+    with jax.default_matmul_precision(precision) if precision else nullcontext():
+        out = kernel.flash_attention(q, k, v, None, segments, causal=causal, sm_scale=scale, block_sizes=blocks)
     return out[:, :, :queries, :width].swapaxes(1, 2)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from sega_jax.method.numerics import at_least_float32
+from sega_jax.nn.attention import attend
 from sega_jax.nn.config import build
 from sega_jax.nn.layers import (
     Conv,
@@ -21,7 +22,6 @@ from sega_jax.nn.layers import (
     Embed,
     Linear,
     along,
-    attend,
     gelu,
     normalise,
     parameter,
@@ -274,7 +274,7 @@ class Paella(nnx.Module):
 
     Args:
         config: The config of the network.
-        attention: The implementation of `sega_jax.nn.layers.attend`: "xla", "cudnn" or "pallas".
+        attention: The implementation of `sega_jax.nn.attention.attend`: "xla", "cudnn" or "pallas".
 
     Raises:
         ValueError: The height or width of x is not a multiple of `config.factor`.

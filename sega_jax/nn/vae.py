@@ -112,8 +112,8 @@ class SpatialAttention(Attention):
     Unlike in the base class, `__call__` takes no keys or values.
     """
 
-    def __init__(self, channels: int, groups: int):
-        super().__init__(channels, channels, 1, bias=True)
+    def __init__(self, channels: int, groups: int, implementation: str):
+        super().__init__(channels, channels, 1, bias=True, implementation=implementation)
         self.group_norm = GroupNorm(groups, channels, _EPS)
 
     def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
@@ -124,10 +124,10 @@ class SpatialAttention(Attention):
 class MidBlock(nnx.Module):
     """Two resnets, with optional attention between them."""
 
-    def __init__(self, c: AutoencoderConfig):
-        channels = c.block_out_channels[-1]
+    def __init__(self, c: AutoencoderConfig, implementation: str):
+        channels, attends = c.block_out_channels[-1], c.mid_block_add_attention
         self.resnets = nnx.List([_resnet(c, channels, channels) for _ in range(2)])
-        self.attentions = nnx.List([SpatialAttention(channels, c.norm_num_groups)] if c.mid_block_add_attention else [])
+        self.attentions = nnx.List([SpatialAttention(channels, c.norm_num_groups, implementation)] if attends else [])
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = self.resnets[0](x)
@@ -180,11 +180,11 @@ def _resnet(c: AutoencoderConfig, inputs: int, outputs: int) -> ResnetBlock:
 class Encoder(nnx.Module):
     """Turns pictures into the concatenated mean and log-variance of the posterior."""
 
-    def __init__(self, c: AutoencoderConfig):
+    def __init__(self, c: AutoencoderConfig, implementation: str):
         channels = c.block_out_channels
         self.conv_in = Conv(c.in_channels, channels[0])
         self.down_blocks = nnx.List([EncoderBlock(c, i) for i in range(len(channels))])
-        self.mid_block = MidBlock(c)
+        self.mid_block = MidBlock(c, implementation)
         self.conv_norm_out = GroupNorm(c.norm_num_groups, channels[-1], _EPS)
         self.conv_out = Conv(channels[-1], 2 * c.latent_channels)
 
@@ -198,10 +198,10 @@ class Encoder(nnx.Module):
 class Decoder(nnx.Module):
     """Turns latents into pictures."""
 
-    def __init__(self, c: AutoencoderConfig):
+    def __init__(self, c: AutoencoderConfig, implementation: str):
         channels = c.block_out_channels
         self.conv_in = Conv(c.latent_channels, channels[-1])
-        self.mid_block = MidBlock(c)
+        self.mid_block = MidBlock(c, implementation)
         self.up_blocks = nnx.List([DecoderBlock(c, i) for i in range(len(channels))])
         self.conv_norm_out = GroupNorm(c.norm_num_groups, channels[0], _EPS)
         self.conv_out = Conv(channels[0], c.out_channels)
@@ -217,13 +217,16 @@ class AutoencoderKL(nnx.Module):
     """Converts pictures [batch, height, width, 3] in [-1, 1] to latents [batch, height / f, width / f, c] and back.
 
     f is `config.factor` and c is `config.latent_channels`. Neither method applies `scaling_factor`.
+
+    Args:
+        attention: The implementation of `sega_jax.nn.attention.attend`: "xla", "cudnn" or "pallas".
     """
 
-    def __init__(self, config: AutoencoderConfig):
+    def __init__(self, config: AutoencoderConfig, attention: str = "xla"):
         latent = config.latent_channels
         self.config = config
-        self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
+        self.encoder = Encoder(config, attention)
+        self.decoder = Decoder(config, attention)
         self.quant_conv = Conv(2 * latent, 2 * latent, 1) if config.use_quant_conv else None
         self.post_quant_conv = Conv(latent, latent, 1) if config.use_post_quant_conv else None
 

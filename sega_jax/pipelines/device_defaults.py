@@ -81,4 +81,4 @@ def pick_attention(attention: str | None, dtype: np.dtype, devices: Devices) -> 
             f"{assignment('attention', attention)} needs TPUs and dtype bfloat16 or float32,"
             f" got {devices.devices[0].device_kind} and {dtype.name}"
         )
-    return attention or ("cudnn" if cudnn_works else "xla")
+    return attention or ("cudnn" if cudnn_works else "pallas" if pallas_works else "xla")

@@ -217,7 +217,7 @@ class LoadOptions:
         OptionalChoice(*ATTENTIONS),
         'the attention implementation. "cudnn" needs GPUs of compute capability 8.0 or higher and half precision;'
         ' "pallas", JAX\'s flash kernel, needs TPUs and bfloat16 or float32',
-        default_text='"cudnn" where it works, and "xla" elsewhere',
+        default_text='"cudnn" or "pallas" where it works, and "xla" elsewhere',
         sweep=True,
     )
     scheduler: Any = argument(

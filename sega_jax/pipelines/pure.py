@@ -40,9 +40,8 @@ def pure_call(pipe: LoadedCheckpoint, batch: Batch) -> PureCall:
     for name in (name for name, present in unsupported.items() if present):
         raise ValueError(f"as_function returns only pictures and does not support {name}; leave it out")
     ids, text = _ids_and_text(pipe, batch)
-    function = partial(
-        programs.generate, pipe.system, shape=batch.shape, static=batch.static, decode=dict(batch.decode)
-    )
+    static = {"shape": batch.shape, "static": batch.static, "decode": dict(batch.decode)}
+    function = pipe.devices.bound(partial(programs.generate, pipe.system), static)
     arguments = {
         "models": pipe.models,
         "ids": ids,

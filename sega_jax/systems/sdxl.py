@@ -101,7 +101,7 @@ class Models(NamedTuple):
         text_encoder = built(text_encoder, CLIPTextModel, CLIPTextConfig)
         text_encoder_2 = built(text_encoder_2, CLIPTextModelWithProjection, CLIPTextConfig)
         unet = built(unet, UNet2DConditionModel, UNetConfig, attention)
-        vae = built(vae, AutoencoderKL, AutoencoderConfig)
+        vae = built(vae, AutoencoderKL, AutoencoderConfig, attention)
         one, two, net = text_encoder.config, text_encoder_2.config, unet.config
         if not net.has_size_conditioning or net.adds_keys or net.num_class_embeds:
             raise ValueError(

@@ -58,7 +58,7 @@ class Models(NamedTuple):
         """
         text_encoder = built(text_encoder, CLIPTextModel, CLIPTextConfig)
         unet = built(unet, UNet2DConditionModel, UNetConfig, attention)
-        vae = built(vae, AutoencoderKL, AutoencoderConfig)
+        vae = built(vae, AutoencoderKL, AutoencoderConfig, attention)
         width, net = text_encoder.config.hidden_size, unet.config
         diffusion.check_context(net, width, f"the text encoder's hidden_size {width}")
         latent_space.check_channels(net, vae.config)

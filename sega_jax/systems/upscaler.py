@@ -58,7 +58,7 @@ class Models(NamedTuple):
             vae = {"scaling_factor": _SCALING_FACTOR, **vae}
         text_encoder = built(text_encoder, CLIPTextModel, CLIPTextConfig)
         unet = built(unet, UNet2DConditionModel, UNetConfig, attention)
-        vae = built(vae, AutoencoderKL, AutoencoderConfig)
+        vae = built(vae, AutoencoderKL, AutoencoderConfig, attention)
         width, net = text_encoder.config.hidden_size, unet.config
         diffusion.check_context(net, width, f"the text encoder's hidden_size {width}")
         if net.has_size_conditioning or net.adds_keys or not net.num_class_embeds:

@@ -10,7 +10,7 @@ from support import tiny
 
 from faults.damage import argument, halves, instead, layer, override, scaled
 from faults.views import Fault, View, Views, network, normal, recorded
-from sega_jax.nn import clip, flash_attention, layers, vae
+from sega_jax.nn import attention, clip, flash_attention, layers, vae
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
 from sega_jax.systems import latent_space
 
@@ -76,7 +76,7 @@ VIEWS = Views(
         "pictures": View(pictures, lambda: recorded("pictures_none")["images"], 1e-5),
         "faint blocks": View(faint_blocks, tolerance=1e-5),
         "branches": View(branches, lambda: branches(3), 1e-5),
-        "flash": View(tpu_kernel, lambda: layers._attend(*QUERIES, SEEN, False), 1e-5),
+        "flash": View(tpu_kernel, lambda: attention._attend(*QUERIES, SEEN, False), 1e-5),
     }
 )
 

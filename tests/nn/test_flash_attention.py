@@ -9,9 +9,10 @@ import pytest
 from jax.experimental.pallas.tpu import force_tpu_interpret_mode
 from support import tiny
 
-from sega_jax.nn import layers
+from sega_jax.nn import attention
 from sega_jax.nn.paella import Condition, Paella, PaellaConfig
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
+from sega_jax.nn.vae import AutoencoderConfig, AutoencoderKL
 from sega_jax.pipelines.execution.devices import Devices
 from sega_jax.pipelines.loading import pick_attention
 
@@ -26,10 +27,10 @@ def arrays(width, queries, keys, dtype):
 
 def both(monkeypatch, arrays, **options):
     """Returns the results from XLA and from the kernel."""
-    monkeypatch.setattr(layers, "_FLASH", 1)
-    expected = layers.attend(*arrays, heads=HEADS, **options)
+    monkeypatch.setattr(attention, "_PALLAS_KEYS", 1)
+    expected = attention.attend(*arrays, heads=HEADS, **options)
     with force_tpu_interpret_mode():
-        found = layers.attend(*arrays, heads=HEADS, implementation="pallas", **options)
+        found = attention.attend(*arrays, heads=HEADS, implementation="pallas", **options)
     assert found.dtype == expected.dtype
     return [np.asarray(array, np.float32) for array in (expected, found)]
 
@@ -56,12 +57,12 @@ def test_causal_kernel_equals_xla(monkeypatch):
 
 @pytest.mark.slow
 def test_gradients_of_the_kernel_equal_xla(monkeypatch):
-    monkeypatch.setattr(layers, "_FLASH", 1)
+    monkeypatch.setattr(attention, "_PALLAS_KEYS", 1)
     qkv, mask = arrays(8, 10, 7, "float32"), jnp.arange(7)[None] < jnp.array([[1], [4], [7]])
 
     def gradient(implementation):
         def loss(*qkv):
-            return jnp.square(layers.attend(*qkv, heads=HEADS, mask=mask, implementation=implementation)).sum()
+            return jnp.square(attention.attend(*qkv, heads=HEADS, mask=mask, implementation=implementation)).sum()
 
         return jax.grad(loss, argnums=(0, 1, 2))(*qkv)
 
@@ -72,12 +73,13 @@ def test_gradients_of_the_kernel_equal_xla(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "flash", "used"), [("bfloat16", 1, True), ("float32", 10**6, False), ("float16", 1, False)]
+    ("dtype", "keys", "used"), [("bfloat16", 7, True), ("float32", 8, False), ("float16", 7, False)]
 )
-def test_when_the_kernel_is_used(monkeypatch, dtype, flash, used):
-    monkeypatch.setattr(layers, "_FLASH", flash)
+def test_when_the_kernel_is_used(monkeypatch, dtype, keys, used):
+    """`keys` is the lowest number of keys for which the kernel is used; there are 7."""
+    monkeypatch.setattr(attention, "_PALLAS_KEYS", keys)
     qkv = arrays(8, 10, 7, dtype)
-    attend = jax.jit(lambda *qkv: layers.attend(*qkv, heads=HEADS, implementation="pallas"))
+    attend = jax.jit(lambda *qkv: attention.attend(*qkv, heads=HEADS, implementation="pallas"))
     assert (CALL in attend.trace(*qkv).lower(lowering_platforms=("tpu",)).as_text()) == used
 
 
@@ -89,6 +91,10 @@ def stable_diffusion(attention):
     return UNet2DConditionModel(UNetConfig.from_dict(tiny.UNET), attention), array(2, 12, 16)
 
 
+def autoencoder(attention):
+    return AutoencoderKL(AutoencoderConfig.from_dict(tiny.VAE), attention), None
+
+
 def deepfloyd(attention):
     return UNet2DConditionModel(UNetConfig.from_dict(tiny.STAGE_1), attention), array(2, 12, 24)
 
@@ -98,17 +104,22 @@ def paella(attention):
     return Paella(PaellaConfig.from_dict(tiny.PAELLA), attention), text
 
 
-@pytest.mark.parametrize("build", [stable_diffusion, deepfloyd, paella])
+@pytest.mark.parametrize("build", [stable_diffusion, autoencoder, deepfloyd, paella])
 def test_networks_use_the_requested_implementation(monkeypatch, build):
     """Covers networks with separate attention to positions and text, and with joint attention, with and without
     masks."""
-    monkeypatch.setattr(layers, "_FLASH", 1)
+    monkeypatch.setattr(attention, "_PALLAS_KEYS", 1)
 
     def lowered(attention):
         net, text = build(attention)
         net = jax.tree.map(lambda leaf: array(*leaf.shape), net)
-        x = array(2, 8, 8, dtype=jnp.int32) if build is paella else array(2, 8, 8, net.config.in_channels)
-        program = jax.jit(lambda *args: type(net).__call__(*args)).trace(net, x, array(2, dtype=jnp.float32), text)
+        if build is autoencoder:
+            arguments = net, array(2, 8, 8, net.config.latent_channels)
+        else:
+            x = array(2, 8, 8, dtype=jnp.int32) if build is paella else array(2, 8, 8, net.config.in_channels)
+            arguments = net, x, array(2, dtype=jnp.float32), text
+        call = type(net).decode if build is autoencoder else type(net).__call__
+        program = jax.jit(lambda *args: call(*args)).trace(*arguments)
         return program.lower(lowering_platforms=("tpu",)).as_text()
 
     assert CALL in lowered("pallas")
@@ -116,10 +127,10 @@ def test_networks_use_the_requested_implementation(monkeypatch, build):
 
 
 @pytest.mark.parametrize(("dtype", "rejected"), [("bfloat16", False), ("float32", False), ("float16", True)])
-def test_dtypes_of_the_kernel(monkeypatch, dtype, rejected):
+def test_default_implementation_on_tpus(monkeypatch, dtype, rejected):
     devices = Devices()
     monkeypatch.setattr(devices, "devices", [SimpleNamespace(platform="tpu", device_kind="TPU v5 lite")])
-    assert pick_attention(None, jnp.dtype(dtype), devices) == "xla"
+    assert pick_attention(None, jnp.dtype(dtype), devices) == ("xla" if rejected else "pallas")
     if rejected:
         with pytest.raises(ValueError, match=f"bfloat16 or float32, got TPU v5 lite and {dtype}"):
             pick_attention("pallas", jnp.dtype(dtype), devices)

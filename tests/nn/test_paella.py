@@ -10,7 +10,7 @@ import pytest
 from reference import paella as cases
 from support import tiny
 
-from sega_jax.nn import layers
+from sega_jax.nn import attention
 from sega_jax.nn.paella import Condition, Paella, PaellaConfig, _Inputs, join, wave
 from sega_jax.nn.prior import PriorConfig, PriorModel
 from sega_jax.nn.vqgan import VQConfig, VQModel
@@ -195,10 +195,12 @@ def test_padding_if_attention_is_computed_row_by_row(monkeypatch):
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((3, n, 8), np.float32) for n in (5, 7, 7))
     mask = np.arange(7) < np.array([[7], [1], [4]])
-    at_once = layers.attend(q, k, v, heads=2, mask=mask)
-    monkeypatch.setattr(layers, "_LOGITS", 0)
-    np.testing.assert_allclose(layers.attend(q, k, v, heads=2, mask=mask), at_once, rtol=1e-5)
-    rows = [layers.attend(q[i : i + 1], k[i : i + 1, :n], v[i : i + 1, :n], heads=2) for i, n in enumerate((7, 1, 4))]
+    at_once = attention.attend(q, k, v, heads=2, mask=mask)
+    monkeypatch.setattr(attention, "_LOGITS", 0)
+    np.testing.assert_allclose(attention.attend(q, k, v, heads=2, mask=mask), at_once, rtol=1e-5)
+    rows = [
+        attention.attend(q[i : i + 1], k[i : i + 1, :n], v[i : i + 1, :n], heads=2) for i, n in enumerate((7, 1, 4))
+    ]
     np.testing.assert_allclose(at_once, np.concatenate(rows), rtol=1e-5)
 
 

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sega_jax.nn.layers import Attention, Conv, GroupNorm, LayerNorm, Linear, attend, gelu, spread
+from sega_jax.nn.attention import attend
+from sega_jax.nn.layers import Attention, Conv, GroupNorm, LayerNorm, Linear, gelu, spread
 from sega_jax.nn.unet.config import TEXT_GROUPS, UNetConfig
 
 Pair = tuple[jax.Array, jax.Array]

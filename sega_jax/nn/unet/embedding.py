@@ -9,7 +9,8 @@ import numpy as np
 from flax import nnx
 
 from sega_jax.method.numerics import at_least_float32
-from sega_jax.nn.layers import ACTIVATIONS, LayerNorm, Linear, attend, parameter
+from sega_jax.nn.attention import attend
+from sega_jax.nn.layers import ACTIVATIONS, LayerNorm, Linear, parameter
 
 
 def sinusoid(timestep: jax.Array, channels: int, *, flip: bool, shift: int) -> jax.Array:

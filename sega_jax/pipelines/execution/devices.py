@@ -10,8 +10,8 @@ pictures for several seeds at once.
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial, wraps
 from typing import Any
 
@@ -111,11 +111,7 @@ class Devices:
         """
         name = (function, in_axes, *static.items())
         if name not in self._programs:
-
-            @wraps(function)
-            def bound(*args):
-                return function(*(arg.tree if isinstance(arg, Flat) else arg for arg in args), **static)
-
+            bound = self.bound(function, static)
             use_jit = in_axes is None or len(self) == 1
             compiled = jax.jit(bound) if use_jit else jax.pmap(bound, in_axes=in_axes, devices=self.devices)
             # If several threads reach this line, all of them use the first one's program.
@@ -123,6 +119,24 @@ class Devices:
         program = self._programs[name]
         watched = getattr(self._watched, "programs", None)
         return program if watched is None else partial(self._watch, watched, program, function, static.get("concepts"))
+
+    def bound(self, function: Callable, static: Mapping[str, Any]) -> Callable:
+        """Returns a function with its static arguments set, which accepts `Flat` arguments and is precise on TPUs.
+
+        By default, JAX rounds float32 matrices to bfloat16 before a TPU multiplies them. Here, float32 matrices are
+        multiplied in full precision, as six products of bfloat16 matrices, unless the user has set
+        `jax_default_matmul_precision`. This does not affect networks in bfloat16.
+        """
+        is_tpu = self.devices[0].platform == "tpu"
+
+        @wraps(function)
+        def bound(*args, **arguments):
+            args = tuple(arg.tree if isinstance(arg, Flat) else arg for arg in args)
+            is_set = jax.config.jax_default_matmul_precision is not None
+            with nullcontext() if is_set or not is_tpu else jax.default_matmul_precision("highest"):
+                return function(*args, **arguments, **static)
+
+        return bound
 
     @contextmanager
     def watch(self) -> Iterator[list[Program]]:

@@ -38,7 +38,9 @@ def memory_of(device: jax.Device) -> float:
     """Returns the memory of a device in bytes; infinity if it is unknown. A CPU's memory is that of this machine or
     container."""
     if device.platform != "cpu":
-        return (device.memory_stats() or {}).get("bytes_limit") or math.inf
+        with suppress(jax.errors.JaxRuntimeError):  # some backends do not implement statistics
+            return (device.memory_stats() or {}).get("bytes_limit") or math.inf
+        return math.inf
     memory: float = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with suppress(OSError, ValueError):  # without a limit, the file says "max"
         memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()))
