@@ -52,6 +52,10 @@ CASES = {
     "paella_h200_batch4": ("Paella", 256),
 }
 
+TITLES = {"sd15": "Stable Diffusion 1.5", "sdxl": "Stable Diffusion XL"}
+# {option of tpu_aot.py: field of its results}.
+TPU_OPTIONS = {"families": "family", "generations": "generation", "programs": "program", "attention": "attention"}
+
 
 def read(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text())
@@ -261,6 +265,69 @@ def parameters() -> str:
     return table(["network", "parameters", "size in half precision"], rows, measured("parameters"))
 
 
+def tpu_cells() -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted((RESULTS / "tpu_aot").glob("*.json"))]
+
+
+def tpu_caption(found: list[dict[str, Any]]) -> str:
+    options = [f"--{name} {','.join(dict.fromkeys(row[key] for row in found))}" for name, key in TPU_OPTIONS.items()]
+    versions = ", ".join(dict.fromkeys(row["versions"] for row in found))
+    return f"{versions}. Compiled by `python tests/benchmarks/tpu_aot.py {' '.join(options)}`."
+
+
+def tpu_programs() -> str:
+    """Returns the table of full-size programs, as the TPU compiler describes them."""
+    found, rows = tpu_cells(), []
+    for row in found:
+        gigabytes = [f"{row[name] / 1e9:.2f} GB" for name in ("arguments", "temporary", "code")]
+        line = [TITLES[row["family"]], row["generation"], row["program"], row["attention"], row["rows"], *gigabytes]
+        line += [
+            f"{row['bytes'] / 1e9:.1f} GB",
+            f"{row['operations'] / 1e12:.2f} TFLOP",
+            f"{1e3 * row['roofline']:.0f} ms",
+        ]
+        rows.append([*line, f"{row['compile_seconds']:.0f} s"])
+    head = ["model", "chip", "program", "attention", "pictures", "arguments", "temporary memory", "code"]
+    head += ["bytes moved", "operations", "roofline", "compilation"]
+    return table(head, rows, tpu_caption(found))
+
+
+def tpu_fits() -> str:
+    """Returns the table of the pictures that fit into a chip's memory."""
+    cells = {
+        (row["family"], row["generation"], row["program"]): row for row in tpu_cells() if row["attention"] != "xla"
+    }
+    rows = []
+    for (family, generation, program), row in cells.items():
+        if program == "advance" and (family, generation, "decode") in cells:
+            decode = cells[family, generation, "decode"]
+            free = row["memory"] - row["weights"] - row["code"] - decode["code"]
+            # The carry is both an argument and a result. Pictures are decoded one at a time.
+            per_picture = (row["temporary"] + 2 * row["output"]) / row["rows"]
+            pictures = int(free // per_picture) if decode["temporary"] < free else 0
+            memory = [f"{row['memory'] / 1e9:.0f} GB", f"{row['weights'] / 1e9:.1f} GB", f"{per_picture / 1e9:.2f} GB"]
+            rows.append([TITLES[family], generation, *memory, pictures])
+    head = ["model", "chip", "memory", "weights", "for each picture", "pictures that fit"]
+    return table(head, rows, tpu_caption(list(cells.values())))
+
+
+def tpu_attention() -> str:
+    """Returns the table of attention implementations, as the TPU compiler describes them."""
+    result, names = read("tpu_attention"), ("xla", "pallas", "splash")
+    rows = []
+    for row in result["found"]:
+        shape = f"{row['rows']} x {row['heads']} x {row['width']}"
+        line = [row["network"], row["generation"], shape, row["queries"], row["keys"]]
+        rows.append(
+            line
+            + [f"{row[f'{name}_bytes'] / 1e6:,.0f} MB ({row[f'{name}_temporary'] / 1e6:,.0f} MB)" for name in names]
+        )
+    head = ["network", "chip", "rows x heads x width", "queries", "keys", "XLA", "flash kernel", "splash kernel"]
+    known = result["about"]
+    options = f"--generations {known['generations']} --dtype {known['dtype']} --json FILE"
+    return table(head, rows, f"{known['versions']}. Compiled by `python tests/benchmarks/tpu_attention.py {options}`.")
+
+
 def edits(name: str) -> str:
     """Returns the rows for `WORDS` and the mean from the first table that `sega_jax.demo.evaluate.report` wrote."""
     text = (EVALUATION / f"{name}.md").read_text()
@@ -289,6 +356,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "profile-kernels": partial(profile, "kernel"),
     "profile-layers": partial(profile, "layer"),
     "parameters": parameters,
+    "tpu-programs": tpu_programs,
+    "tpu-fits": tpu_fits,
+    "tpu-attention": tpu_attention,
     "edits": partial(edits, "tables"),
     "edits-paella": partial(edits, "paella"),
 }
