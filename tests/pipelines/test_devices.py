@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -41,6 +42,19 @@ def draw(pipe, rows, **options):
 
 def test_the_default_is_all_devices():
     assert len(Devices()) == len(jax.local_devices()) == 8
+
+
+@pytest.mark.parametrize(
+    ("platform", "setting", "exact"), [("tpu", None, True), ("tpu", "default", False), ("gpu", None, False)]
+)
+def test_programs_for_tpus_multiply_float32_exactly(monkeypatch, platform, setting, exact):
+    """`setting` is the precision that the user has set."""
+    absent = Devices(jax.local_devices()[:1])
+    monkeypatch.setattr(absent, "devices", [SimpleNamespace(platform=platform)])
+    x = jax.ShapeDtypeStruct((2, 2), np.float32)
+    with jax.default_matmul_precision(setting):
+        program = jax.jit(absent.bound(lambda x, *, times: times * x @ x, {"times": 2})).trace(x)
+        assert ("HIGHEST" in program.lower(lowering_platforms=("tpu",)).as_text()) == exact
 
 
 @pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow), 8])
