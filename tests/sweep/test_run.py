@@ -383,7 +383,8 @@ def test_an_interrupted_sweep_names_the_next_commands(shell, tmp_path, monkeypat
     monkeypatch.setattr(os, "_exit", sys.exit)
     assert "Interrupted; the same command continues the sweep\n" in shell("cats.toml").output
     assert not (tmp_path / "sega-jax-out").exists()
-    shared = shell("cats.toml", "--worker", "1/2").output
+    # The only batch belongs to the second worker; the first would wait for it.
+    shared = shell("cats.toml", "--worker", "2/2").output
     assert "continues the sweep, and sega-jax sweep status sega-jax-out/cats shows progress\n" in shared
     assert shell("status", "sega-jax-out/cats").output == "0 of 3 pictures, 0 of 1 batches\n"
 
