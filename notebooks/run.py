@@ -26,7 +26,7 @@ from PIL import Image
 FOLDER = Path(__file__).resolve().parent
 # These guides load published checkpoints, which are too large to run here. The tests run the guides on tiny random
 # checkpoints.
-WITHOUT_OUTPUTS = ("quickstart", "stable_diffusion_xl", "deepfloyd_and_paella")
+WITHOUT_OUTPUTS = ("quickstart", "colab_tpu", "colab_sweep", "stable_diffusion_xl", "deepfloyd_and_paella")
 MOST_BYTES = 1_500_000  # of a guide's file
 MOST_PICTURE_BYTES = 150_000
 _FOLDERS = "home|root|tmp|usr|opt|var|mnt|work|content|Users|private"
