@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 
 # The number of positions must be a multiple of this number, and so must the width of a head unless it is smaller.
 _LANES = 128
-_BLOCKS = (512, 384, 256, 128)
+_BLOCKS = (640, 512, 384, 256, 128)
 
 
 def flash(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, causal: bool) -> jax.Array:
@@ -36,12 +35,41 @@ def flash(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, caus
         visible = jnp.ones((batch, keys), bool) if mask is None else mask
         visible = jnp.pad(visible, ((0, 0), (0, k.shape[2] - keys))).astype(jnp.int32)
         segments = kernel.SegmentIds(jnp.ones((batch, q.shape[2]), jnp.int32), visible)
-    blocks, scale = _blocks(kernel, q.shape[2], k.shape[2]), 1 / math.sqrt(width)
-    # The kernel does not compile if bfloat16 products should have a higher precision.
-    precision = "default" if q.dtype == jnp.bfloat16 else None
-    with jax.default_matmul_precision(precision) if precision else nullcontext():
-        out = kernel.flash_attention(q, k, v, None, segments, causal=causal, sm_scale=scale, block_sizes=blocks)
+    blocks = _blocks(kernel, q.shape[2], k.shape[2])
+    out = _kernel(q, k, v, segments, causal=causal, sm_scale=1 / math.sqrt(width), block_sizes=blocks)
     return out[:, :, :queries, :width].swapaxes(1, 2)
+
+
+def _kernel(q: jax.Array, k: jax.Array, v: jax.Array, segments: Any, **options: Any) -> jax.Array:
+    """Calls JAX's kernel, whose matrix products have the same precision in the backward pass as in the forward pass.
+
+    By default, JAX takes the precision for the backward pass from the settings that are active when it runs. Mosaic
+    rejects products of bfloat16 matrices that have a higher precision.
+    """
+    from jax.experimental.pallas.ops.tpu.flash_attention import flash_attention
+
+    # mypy does not recognise this option, because JAX defines its options at run time.
+    current = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    precision = "default" if q.dtype == jnp.bfloat16 else current
+
+    def call(q, k, v, segments):
+        return flash_attention(q, k, v, None, segments, **options)
+
+    @jax.custom_vjp
+    def precise(q, k, v, segments):
+        with jax.default_matmul_precision(precision):
+            return call(q, k, v, segments)
+
+    def forward(q, k, v, segments):
+        with jax.default_matmul_precision(precision):
+            return jax.vjp(lambda *qkv: call(*qkv, segments), q, k, v)
+
+    def backward(vjp, gradient):
+        with jax.default_matmul_precision(precision):
+            return *vjp(gradient), None
+
+    precise.defvjp(forward, backward)
+    return precise(q, k, v, segments)
 
 
 def _padded(x: jax.Array) -> jax.Array:

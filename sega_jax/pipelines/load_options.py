@@ -190,8 +190,8 @@ class LoadOptions:
     dtype: DTypeLike | None = argument(
         None,
         Opaque("float32, bfloat16 or float16"),
-        "the dtype of the networks. Guidance and solvers always use float32. On TPUs, float32 arrays are multiplied in"
-        " full precision, unless jax_default_matmul_precision is set",
+        "the dtype of the networks. Guidance and solvers always use float32. On TPUs, float32 arrays are multiplied"
+        " with float32 precision, unless jax_default_matmul_precision is set",
         default_text="bfloat16 on accelerators (float16 on GPUs without bfloat16) and float32 on CPUs",
         sweep=True,
         shell=True,

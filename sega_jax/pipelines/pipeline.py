@@ -143,7 +143,7 @@ class Pipeline(LoadedCheckpoint):
             function, arguments = pipe.as_function("a cat", Edit("glasses"), steps=20)
             pictures = jax.jit(function)(**arguments)  # float32 [pictures, height, width, 3] in [0, 1]
 
-        The function is `sega_jax.systems.programs.generate`, to which `jax.jit` and `jax.export` can be applied for
+        The function calls `sega_jax.systems.programs.generate`. `jax.jit` and `jax.export` can be applied to it for
         every family. Up to rounding, it returns the same pictures as the call, but no safety checker checks them.
         On CPUs, the default is to predict one row at a time; set `rows_at_once` when you export from a CPU for an
         accelerator.

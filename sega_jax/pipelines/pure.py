@@ -41,7 +41,7 @@ def pure_call(pipe: LoadedCheckpoint, batch: Batch) -> PureCall:
         raise ValueError(f"as_function returns only pictures and does not support {name}; leave it out")
     ids, text = _ids_and_text(pipe, batch)
     static = {"shape": batch.shape, "static": batch.static, "decode": dict(batch.decode)}
-    function = pipe.devices.bound(partial(programs.generate, pipe.system), static)
+    function = pipe.devices.with_options(partial(programs.generate, pipe.system), static)
     arguments = {
         "models": pipe.models,
         "ids": ids,

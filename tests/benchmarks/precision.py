@@ -55,14 +55,14 @@ def pictures(pipe: Pipeline, args: Any) -> list[Output]:
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--attention", default="xla", choices=["xla", "cudnn"])
+    parser.add_argument("--attention", default="xla", choices=["xla", "cudnn", "pallas"])
     parser.add_argument("--demo", action="store_true", help="use the demo model, which is trained")
     args = parser.parse_args()
     devices = Devices(jax.local_devices()[:1])
 
     def build(dtype: str) -> Pipeline:
         # cuDNN's attention supports half precision only.
-        attention = "xla" if dtype == "float32" else args.attention
+        attention = "xla" if dtype == "float32" and args.attention == "cudnn" else args.attention
         if args.demo:
             return sega_jax.load(dtype=dtype, attention=attention, devices=devices)
         return pipeline(dtype, attention, devices, small=args.tiny)

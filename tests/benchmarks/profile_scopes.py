@@ -53,7 +53,7 @@ def mark() -> None:
     """Puts the layers and the guidance into named scopes."""
     for name, (where, what) in SCOPES.items():
         setattr(where, what, scoped(name, getattr(where, what)))
-    attention.attend, plain = attention.attend, programs.sega
+    attention.attend, plain = layers.attend, programs.sega
 
     def sega(*args, **options):
         transformation = plain(*args, **options)

@@ -1,9 +1,10 @@
 """Which attention needs fewer bytes and less memory on a TPU, according to its compiler?
 
 For the shapes of published networks, the script compiles XLA's attention, JAX's flash kernel (`attention="pallas"`) and
-JAX's splash kernel, and prints the bytes that each program reads and writes, and its temporary memory. The compiler
-counts each input of a kernel once, although the kernels read keys and values once for each block of queries. Install
-the extra `tpu-aot` and run this from the root of the repository:
+JAX's splash kernel, and prints the bytes that each program reads and writes, and its temporary memory. For a kernel,
+the compiler repeats the estimate of the kernel's author, which counts each input once. The script also prints how many
+bytes of keys and values the flash kernel reads again, because it reads them for each block of queries. Install the
+extra `tpu-aot` and run this from the root of the repository:
 
     python tests/benchmarks/tpu_attention.py --generations v5e,v6e
 """
@@ -57,6 +58,17 @@ def splash_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, heads: int) ->
     return out[:, :, :queries, :width].swapaxes(1, 2).reshape(batch, queries, channels)
 
 
+def read_again(rows: int, queries: int, keys: int, heads: int, width: int, size: int) -> int:
+    """Returns the bytes of keys and values that the flash kernel reads again after the first block of queries.
+
+    Args:
+        size: The bytes of a number.
+    """
+    queries, keys, width = (-(-n // flash_attention._LANES) * flash_attention._LANES for n in (queries, keys, width))
+    block = next(block for block in flash_attention._BLOCKS if queries % block == 0)
+    return (queries // block - 1) * 2 * rows * heads * keys * width * size
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--generations", default="v5e,v6e")
@@ -70,7 +82,8 @@ def main() -> None:
     for generation in args.generations.split(","):
         chip = SingleDeviceSharding(TopologyDevices(generation).devices[0])
         for network, shapes in SHAPES.items():
-            for rows, queries, keys, heads, width in shapes:
+            for shape in shapes:
+                rows, queries, keys, heads, width = shape
                 q, k = (
                     jax.ShapeDtypeStruct((rows, n, heads * width), args.dtype, sharding=chip) for n in (queries, keys)
                 )
@@ -82,6 +95,7 @@ def main() -> None:
                         compiled = traced.lower(lowering_platforms=("tpu",)).compile()
                     row[f"{name}_bytes"] = compiled.cost_analysis()["bytes accessed"]
                     row[f"{name}_temporary"] = compiled.memory_analysis().temp_size_in_bytes
+                row["read_again"] = read_again(*shape, jnp.dtype(args.dtype).itemsize)
                 print(row, flush=True)
                 found.append(row)
                 if args.json:

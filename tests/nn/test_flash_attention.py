@@ -83,6 +83,37 @@ def test_when_the_kernel_is_used(monkeypatch, dtype, keys, used):
     assert (CALL in attend.trace(*qkv).lower(lowering_platforms=("tpu",)).as_text()) == used
 
 
+@pytest.mark.parametrize(("dtype", "precision"), [("float32", "HIGHEST"), ("bfloat16", "DEFAULT")])
+def test_precision_of_the_kernel(monkeypatch, dtype, precision):
+    """The gradients have the precision that is set while the forward pass is traced."""
+    monkeypatch.setattr(attention, "_PALLAS_KEYS", 1)
+
+    def gradients(*qkv):
+        with jax.default_matmul_precision("highest"):
+            out, gradient = jax.vjp(lambda *qkv: attention.attend(*qkv, heads=HEADS, implementation="pallas"), *qkv)
+        return gradient(out)
+
+    with jax.default_matmul_precision(None):
+        jaxpr = jax.make_jaxpr(gradients)(*arrays(8, 10, 7, dtype))
+    found = [str(equation.params["precision"][0]) for equation in products(jaxpr.jaxpr)]
+    assert len(found) >= 7
+    assert set(found) == {precision}
+
+
+def products(jaxpr):
+    """Returns the matrix products of a program, including those in its kernels."""
+    found = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            found.append(equation)
+        for inner in jax.tree.leaves(
+            equation.params, is_leaf=lambda leaf: hasattr(leaf, "eqns") or hasattr(leaf, "jaxpr")
+        ):
+            if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
+                found += products(getattr(inner, "jaxpr", inner))
+    return found
+
+
 def array(*shape, dtype=jnp.bfloat16):
     return jax.ShapeDtypeStruct(shape, dtype)
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from jax.experimental.layout import Format
+from support.topology import sharded
 
 import sega_jax
 from sega_jax import Edit
@@ -44,17 +45,32 @@ def test_the_default_is_all_devices():
     assert len(Devices()) == len(jax.local_devices()) == 8
 
 
+def test_the_twin_that_is_compiled_for_tpus_equals_pmap():
+    """`TopologyDevices` compiles `jit(shard_map(function))`, because JAX cannot lower `pmap` for absent devices."""
+    eight, x = Devices(), np.arange(32, dtype=np.float32).reshape(16, 2)
+    axes, arguments = (0, None), (eight.split(x), eight.place(np.float32(3)))
+
+    def scaled(x, factor):
+        return factor * x / x.sum(), x[:1]
+
+    mapped = eight.map(scaled, axes)(*arguments)
+    twin = jax.jit(sharded(scaled, axes, eight._spread.mesh))(*arguments)
+    for one, other in zip(mapped, twin, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize(
-    ("platform", "setting", "exact"), [("tpu", None, True), ("tpu", "default", False), ("gpu", None, False)]
+    ("platform", "setting", "precise"),
+    [("tpu", None, True), ("cpu", None, True), ("tpu", "default", False), ("gpu", None, False)],
 )
-def test_programs_for_tpus_multiply_float32_exactly(monkeypatch, platform, setting, exact):
+def test_precision_of_float32_products_on_tpus(monkeypatch, platform, setting, precise):
     """`setting` is the precision that the user has set."""
     absent = Devices(jax.local_devices()[:1])
     monkeypatch.setattr(absent, "devices", [SimpleNamespace(platform=platform)])
     x = jax.ShapeDtypeStruct((2, 2), np.float32)
     with jax.default_matmul_precision(setting):
-        program = jax.jit(absent.bound(lambda x, *, times: times * x @ x, {"times": 2})).trace(x)
-        assert ("HIGHEST" in program.lower(lowering_platforms=("tpu",)).as_text()) == exact
+        program = jax.jit(absent.with_options(lambda x, *, times: times * x @ x, {"times": 2})).trace(x)
+        assert ("HIGHEST" in program.lower(lowering_platforms=("tpu",)).as_text()) == precise
 
 
 @pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow), 8])

@@ -3,6 +3,7 @@
 import signal
 import time
 import weakref
+from contextlib import suppress
 
 import pytest
 
@@ -51,6 +52,12 @@ def test_an_interrupt_that_a_library_replaces_is_raised():
         replaces_an_interrupt()
 
 
+def fails_after_a_handled_interrupt():
+    with suppress(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    raise ValueError("other")
+
+
 def test_other_errors_are_raised():
     with pytest.raises(ValueError, match="other"), reliable_interrupts():
-        raise ValueError("other")
+        fails_after_a_handled_interrupt()

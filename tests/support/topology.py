@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
-# libtpu reads these variables when it is loaded.
+# libtpu reads the first two variables, and JAX the third, when they are loaded.
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # several processes may compile at once
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -17,7 +17,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 import numpy as np
 from jax.experimental import topologies
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from sega_jax.pipelines.execution.devices import Devices, Flat
 
@@ -72,32 +72,18 @@ class TopologyDevices(Devices):
         return jax.tree.map(share, tree)
 
     def map(self, function: Callable, in_axes: tuple[int | None, ...] | None, **static: Any) -> Callable:
-        bound, sharded = self.bound(function, static), in_axes is not None and len(self) > 1
-        program = self._sharded(bound, in_axes) if sharded else bound
+        program, is_sharded = self.with_options(function, static), in_axes is not None and len(self) > 1
+        if is_sharded:
+            program = sharded(program, in_axes, self._spread.mesh)
 
         def call(*args):
             args = tuple(arg.tree if isinstance(arg, Flat) else arg for arg in args)
             self.requested.add(function.__name__)
             if self.only is None or function.__name__ in self.only:
-                self._compile(function.__name__, static, program, args, in_axes if sharded else None)
+                self._compile(function.__name__, static, program, args, in_axes if is_sharded else None)
             return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(program, *args))
 
         return call
-
-    def _sharded(self, bound: Callable, in_axes: tuple[int | None, ...]) -> Callable:
-        """Returns a function that applies `bound` to each chip's share of arrays [chips, share, ...]."""
-        specs = tuple(PartitionSpec() if axis is None else PartitionSpec("rows") for axis in in_axes)
-
-        def of_one_chip(*args):
-            shares = [
-                arg if axis is None else jax.tree.map(lambda leaf: leaf[0], arg)
-                for arg, axis in zip(args, in_axes, strict=True)
-            ]
-            return jax.tree.map(lambda leaf: leaf[None], bound(*shares))
-
-        return jax.shard_map(
-            of_one_chip, mesh=self._spread.mesh, in_specs=specs, out_specs=PartitionSpec("rows"), check_vma=False
-        )
 
     def _compile(self, name, static, program, args, in_axes) -> None:
         def placed(sharding):
@@ -113,3 +99,23 @@ class TopologyDevices(Devices):
         lowered = jax.jit(program, out_shardings=out).trace(*args).lower(lowering_platforms=("tpu",))
         compiled = lowered.compile()
         self.compiled.append(CompiledProgram(name, static, lowered, compiled, time.perf_counter() - began))
+
+
+def sharded(function: Callable, in_axes: tuple[int | None, ...], mesh: Mesh) -> Callable:
+    """Returns a function that applies `function` to each device's share of arrays [devices, share, ...], like `pmap`.
+
+    Args:
+        function: The function.
+        in_axes: As for `Devices.map`.
+        mesh: A mesh of the devices, with the axis "rows".
+    """
+    specs = tuple(PartitionSpec() if axis is None else PartitionSpec("rows") for axis in in_axes)
+
+    def of_one_device(*args):
+        shares = [
+            arg if axis is None else jax.tree.map(lambda leaf: leaf[0], arg)
+            for arg, axis in zip(args, in_axes, strict=True)
+        ]
+        return jax.tree.map(lambda leaf: leaf[None], function(*shares))
+
+    return jax.shard_map(of_one_device, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("rows"), check_vma=False)

@@ -111,7 +111,7 @@ class Devices:
         """
         name = (function, in_axes, *static.items())
         if name not in self._programs:
-            bound = self.bound(function, static)
+            bound = self.with_options(function, static)
             use_jit = in_axes is None or len(self) == 1
             compiled = jax.jit(bound) if use_jit else jax.pmap(bound, in_axes=in_axes, devices=self.devices)
             # If several threads reach this line, all of them use the first one's program.
@@ -120,23 +120,25 @@ class Devices:
         watched = getattr(self._watched, "programs", None)
         return program if watched is None else partial(self._watch, watched, program, function, static.get("concepts"))
 
-    def bound(self, function: Callable, static: Mapping[str, Any]) -> Callable:
-        """Returns a function with its static arguments set, which accepts `Flat` arguments and is precise on TPUs.
+    def with_options(self, function: Callable, static: Mapping[str, Any]) -> Callable:
+        """Returns a function with its static arguments set, which accepts `Flat` arguments and multiplies float32
+        matrices with float32 precision on TPUs.
 
-        By default, JAX rounds float32 matrices to bfloat16 before a TPU multiplies them. Here, float32 matrices are
-        multiplied in full precision, as six products of bfloat16 matrices, unless the user has set
-        `jax_default_matmul_precision`. This does not affect networks in bfloat16.
+        By default, JAX rounds float32 matrices to bfloat16 before a TPU multiplies them. Here, a product of float32
+        matrices consists of six products of bfloat16 matrices (JAX's precision "highest"), unless the user has set
+        `jax_default_matmul_precision`. The setting also applies if a program that is traced on a CPU is compiled for a
+        TPU. On GPUs, JAX's default remains. Products of bfloat16 matrices do not change.
         """
-        is_tpu = self.devices[0].platform == "tpu"
+        on_gpu = self.devices[0].platform == "gpu"
 
         @wraps(function)
-        def bound(*args, **arguments):
+        def call(*args, **arguments):
             args = tuple(arg.tree if isinstance(arg, Flat) else arg for arg in args)
             is_set = jax.config.jax_default_matmul_precision is not None
-            with nullcontext() if is_set or not is_tpu else jax.default_matmul_precision("highest"):
+            with nullcontext() if is_set or on_gpu else jax.default_matmul_precision("highest"):
                 return function(*args, **arguments, **static)
 
-        return bound
+        return call
 
     @contextmanager
     def watch(self) -> Iterator[list[Program]]:

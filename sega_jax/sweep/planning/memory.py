@@ -115,10 +115,10 @@ def _row(pipe: Pipeline, batch: BatchOfRows, records: bool) -> int:
         text = jax.eval_shape(reader.sample_prior, prior, text, batch.settings.key)
     start = partial(programs.start, sampler=sampler, static=static, shape=batch.shape, dtype=pipe.wide)
     carry = jax.eval_shape(start, batch.settings, None, batch.table.initial_scale[0])
-    advance = jax.jit(partial(programs.advance, sampler=sampler, static=static))
+    advance = jax.jit(pipe.devices.with_options(programs.advance, {"sampler": sampler, "static": static}))
     one = chunk(batch.table, 0, 1)
     bytes_of = [_bytes(advance.lower(sampler.networks(models), text, carry, one, batch.settings))]
-    decode = jax.jit(partial(sampler.decode, **batch.decode))
+    decode = jax.jit(pipe.devices.with_options(sampler.decode, batch.decode))
     bytes_of.append(_bytes(decode.lower(sampler.decoder(models), carry.x)))
     return max(bytes_of) // batch.rows
 
