@@ -10,6 +10,14 @@ import pytest
 from sega_jax.pipelines.interrupts import reliable_interrupts
 
 
+@pytest.fixture(autouse=True)
+def _python_handles_interrupts():
+    """Installs Python's handler for Ctrl-C, which a shell's background processes do not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Collected:
     def __del__(self):
         signal.raise_signal(signal.SIGINT)
