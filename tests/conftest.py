@@ -29,10 +29,10 @@ jax.config.update("jax_default_matmul_precision", "float32")
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Ignores tests/parity, whose files import torch, unless an argument names it or `-m` selects it."""
-    if collection_path == Path(__file__).parent / "parity" and "parity" not in config.option.markexpr:
-        return True
-    return None
+    """Ignores tests/parity, whose files import torch, and tests/tpu, whose files need libtpu, unless an argument names
+    the folder or `-m` selects it."""
+    is_special = collection_path.parent == Path(__file__).parent and collection_path.name in ("parity", "tpu")
+    return True if is_special and collection_path.name not in config.option.markexpr else None
 
 
 @pytest.fixture(scope="module", autouse=True)
