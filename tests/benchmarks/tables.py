@@ -270,9 +270,14 @@ def tpu_cells() -> list[dict[str, Any]]:
 
 
 def tpu_caption(found: list[dict[str, Any]]) -> str:
-    options = [f"--{name} {','.join(dict.fromkeys(row[key] for row in found))}" for name, key in TPU_OPTIONS.items()]
+    """Returns the caption of a table of programs, with one command for each attention implementation."""
+    commands = []
+    for attention in dict.fromkeys(row["attention"] for row in found):
+        rows = [row for row in found if row["attention"] == attention]
+        options = [f"--{name} {','.join(dict.fromkeys(row[key] for row in rows))}" for name, key in TPU_OPTIONS.items()]
+        commands.append(f"`python tests/benchmarks/tpu_aot.py {' '.join(options)}`")
     versions = ", ".join(dict.fromkeys(row["versions"] for row in found))
-    return f"{versions}. Compiled by `python tests/benchmarks/tpu_aot.py {' '.join(options)}`."
+    return f"{versions}. Compiled by {', '.join(commands)}."
 
 
 def tpu_programs() -> str:

@@ -3,7 +3,7 @@
 The compiler runs on a machine without a TPU (see `tests/support/topology.py`). Each cell is one program of one family,
 for one generation of chips, one attention implementation and one batch size, with one concept and bfloat16 weights.
 The script writes one JSON file per cell and skips existing files, so an interrupted run continues. A cell takes
-minutes. Install the extra `tpu-aot` and run this from the root of the repository:
+5 to 30 minutes. Install the extra `tpu-aot` and run this from the root of the repository:
 
     python tests/benchmarks/tpu_aot.py --families sd15,sdxl --generations v5e,v6e
 
