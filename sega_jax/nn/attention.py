@@ -14,8 +14,8 @@ _LOGITS = 2**28
 # million logits (3 rows, 8 heads, 256 positions of width 160) on an H100, and 44 us instead of 91 us for 3.9 million on
 # an H200. For 16 million logits, XLA takes 189 us and cuDNN 89 us.
 _CUDNN_LOGITS = 2**22
-# Attention to fewer keys uses XLA instead of the TPU kernel, because its program then usually moves fewer bytes; the
-# table in tests/benchmarks/README.md shows the exceptions.
+# Attention to fewer keys uses XLA instead of the TPU kernel, because XLA's program then usually moves fewer bytes.
+# The table in tests/benchmarks/README.md shows the exceptions.
 _PALLAS_KEYS = 384
 
 

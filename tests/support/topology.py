@@ -29,7 +29,6 @@ class CompiledProgram(NamedTuple):
     """A program that was compiled for TPUs."""
 
     name: str  # the name of the function, such as "advance"
-    static: dict[str, Any]
     lowered: jax.stages.Lowered
     compiled: jax.stages.Compiled
     seconds: float  # the compilation time
@@ -80,12 +79,12 @@ class TopologyDevices(Devices):
             args = tuple(arg.tree if isinstance(arg, Flat) else arg for arg in args)
             self.requested.add(function.__name__)
             if self.only is None or function.__name__ in self.only:
-                self._compile(function.__name__, static, program, args, in_axes if is_sharded else None)
+                self._compile(function.__name__, program, args, in_axes if is_sharded else None)
             return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(program, *args))
 
         return call
 
-    def _compile(self, name, static, program, args, in_axes) -> None:
+    def _compile(self, name, program, args, in_axes) -> None:
         def placed(sharding):
             return lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
@@ -98,7 +97,7 @@ class TopologyDevices(Devices):
         began = time.perf_counter()
         lowered = jax.jit(program, out_shardings=out).trace(*args).lower(lowering_platforms=("tpu",))
         compiled = lowered.compile()
-        self.compiled.append(CompiledProgram(name, static, lowered, compiled, time.perf_counter() - began))
+        self.compiled.append(CompiledProgram(name, lowered, compiled, time.perf_counter() - began))
 
 
 def sharded(function: Callable, in_axes: tuple[int | None, ...], mesh: Mesh) -> Callable:

@@ -1,7 +1,7 @@
 """Compiles small versions of all programs for TPUs, with the compiler that a TPU would use.
 
-The compiler rejects programs that a TPU could not run. The tests also check the compiled programs: float32 arrays are
-multiplied in full precision, and chips that share the rows of a batch do not communicate.
+The tests also check the compiled programs: float32 arrays are multiplied with float32 precision, and chips that share
+the rows of a batch do not communicate.
 """
 
 import re
